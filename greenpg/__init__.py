@@ -1,0 +1,41 @@
+"""greenpg: PostgreSQL for gevent, eventlet and threads, on psycopg2.
+
+In short:
+
+    import greenpg
+    greenpg.patch()                                   # once, at startup
+
+    pool = greenpg.ConnectionPool("postgresql://app@db/app", max_size=10)
+
+    with pool.cursor() as cur:                        # one transaction: commit, or roll back on error
+        cur.execute("UPDATE account SET balance = balance - %s WHERE id = %s", (10, 1))
+
+README.md is the longer introduction.
+"""
+
+from __future__ import annotations
+
+from . import errors
+from .connection.connecting import connect
+from .connection.connection import Connection
+from .connection.cursor import Cursor, ServerCursor
+from .connection.patching import is_patched, patch, unpatch
+from .errors import PoolClosed, PoolTimeout, TooManyRequests
+from .pool.pool import ConnectionPool
+
+__all__ = [
+    "Connection",
+    "ConnectionPool",
+    "Cursor",
+    "PoolClosed",
+    "PoolTimeout",
+    "ServerCursor",
+    "TooManyRequests",
+    "connect",
+    "errors",
+    "is_patched",
+    "patch",
+    "unpatch",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,212 @@
+"""eventlet: a task is a green thread, and waiting means switching to the hub of its native thread."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import eventlet
+from eventlet import hubs, patcher, tpool
+from eventlet.green import socket as green_socket
+from greenlet import getcurrent
+
+from .base import AddressInfo, Event, FdWaiter, T
+from .threads import ThreadsHub
+
+_EXPIRED = object()
+_native_os = patcher.original("os")
+_native_threading = patcher.original("threading")
+
+
+def _start_native_thread(function: Callable[..., object], args: tuple[Any, ...]) -> None:
+    _native_threading.Thread(target=function, args=args, daemon=True).start()
+
+
+def _loop_if_exists() -> Any:
+    # hubs.get_hub() would make a hub for any thread that asks.
+    return getattr(hubs._threadlocal, "hub", None)
+
+
+def _switch_until(loop: Any, deadline: float | None) -> bool:
+    """Switch to the hub; False if it was the deadline that switched back."""
+    if deadline is None:
+        loop.switch()
+        return True
+    timer = loop.schedule_call_global(max(deadline - time.monotonic(), 0.0), getcurrent().switch, _EXPIRED)
+    try:
+        return loop.switch() is not _EXPIRED
+    finally:
+        timer.cancel()
+
+
+class EventletFdWaiter:
+    """Adds and removes the hub's listener at each wait: eventlet has none that could be kept."""
+
+    __slots__ = ("_fd", "_native", "_natives")
+
+    def __init__(self, fd: int, natives: ThreadsHub) -> None:
+        self._fd = fd
+        self._natives = natives
+        self._native: FdWaiter | None = None
+
+    def wait_read(self, deadline: float | None = None) -> bool:
+        loop = _loop_if_exists()
+        return self._blocking().wait_read(deadline) if loop is None else self._wait(loop, loop.READ, deadline)
+
+    def wait_write(self, deadline: float | None = None) -> bool:
+        loop = _loop_if_exists()
+        return self._blocking().wait_write(deadline) if loop is None else self._wait(loop, loop.WRITE, deadline)
+
+    def _wait(self, loop: Any, event_type: str, deadline: float | None) -> bool:
+        if self._fd in loop.listeners[event_type]:
+            raise RuntimeError(f"another task is waiting for file descriptor {self._fd}")
+        task = getcurrent()
+        listener = loop.add(event_type, self._fd, task.switch, task.throw, lambda: None)
+        try:
+            return _switch_until(loop, deadline)
+        finally:
+            loop.remove(listener)
+
+    def _blocking(self) -> FdWaiter:
+        if self._native is None:
+            self._native = self._natives.fd_waiter(self._fd)
+        return self._native
+
+    def close(self) -> None:
+        self._native = None
+
+
+class _Doorbell:
+    """Runs functions in a hub for other native threads: eventlet's hubs can't be called from outside."""
+
+    def __init__(self, loop: Any) -> None:
+        self._calls: deque[Callable[[], None]] = deque()
+        self._read_fd, self._write_fd = _native_os.pipe()
+        for fd in (self._read_fd, self._write_fd):
+            _native_os.set_blocking(fd, False)
+        loop.add(loop.READ, self._read_fd, self._answer, lambda *args: None, lambda: None)
+
+    def ring(self, call: Callable[[], None]) -> None:
+        self._calls.append(call)
+        try:
+            _native_os.write(self._write_fd, b"!")
+        except BlockingIOError:  # it is full of rings already
+            pass
+
+    def _answer(self, fd: int) -> None:
+        try:
+            _native_os.read(self._read_fd, 4096)
+        except BlockingIOError:
+            pass
+        while self._calls:
+            self._calls.popleft()()
+
+
+class EventletEvent:
+    """Wakes its green thread through the hub of the green thread's own native thread."""
+
+    __slots__ = ("_doorbell", "_is_set", "_loop", "_task")
+
+    def __init__(self, loop: Any, doorbell: _Doorbell) -> None:
+        self._loop = loop
+        self._doorbell = doorbell
+        self._task: Any = None
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+        if self._task is None:
+            return
+        if _loop_if_exists() is self._loop:
+            self._loop.schedule_call_global(0, self._wake)
+        else:
+            self._doorbell.ring(self._wake)
+
+    def _wake(self) -> None:
+        # In the hub. The task may have left (killed, timed out) since set(): then it must not be switched to.
+        if self._task is not None:
+            self._task.switch()
+
+    def wait(self, deadline: float | None = None) -> bool:
+        self._task = getcurrent()
+        try:
+            while not self._is_set:
+                if not _switch_until(self._loop, deadline):
+                    return self._is_set
+            return True
+        finally:
+            self._task = None
+
+
+class EventletHub:
+    """Waits in eventlet's hub where the native thread has one, and by blocking where it has none."""
+
+    name = "eventlet"
+    current = staticmethod(getcurrent)
+
+    def __init__(self) -> None:
+        self._natives = ThreadsHub(
+            poll=patcher.original("select").poll,
+            lock=_native_threading.Lock,
+            sleep=patcher.original("time").sleep,
+            start_thread=_start_native_thread,
+            get_ident=_native_threading.get_ident,
+            getaddrinfo=patcher.original("socket").getaddrinfo,
+        )
+        self._main_thread = self._natives.current()
+
+    def is_monkey_patched(self) -> bool:
+        return bool(patcher.is_monkey_patched("socket"))
+
+    def _loop(self) -> Any:
+        loop = _loop_if_exists()
+        if loop is None and self._natives.current() == self._main_thread:
+            return hubs.get_hub()  # the program's first wait
+        return loop
+
+    def fd_waiter(self, fd: int) -> FdWaiter:
+        self._loop()
+        return EventletFdWaiter(fd, self._natives)
+
+    def event(self) -> Event:
+        loop = self._loop()
+        if loop is None:
+            return self._natives.event()
+        try:
+            doorbell = loop.greenpg_doorbell
+        except AttributeError:
+            doorbell = loop.greenpg_doorbell = _Doorbell(loop)
+        return EventletEvent(loop, doorbell)
+
+    def mutex(self) -> Any:
+        return self._natives.mutex()
+
+    def sleep(self, seconds: float) -> None:
+        if self._loop() is None:
+            self._natives.sleep(seconds)
+        else:
+            eventlet.sleep(seconds)
+
+    def spawn(self, function: Callable[..., object], *args: Any) -> None:
+        if self._loop() is None:
+            self._natives.spawn(function, *args)
+        else:
+            eventlet.spawn_n(function, *args)
+
+    def describe(self, task: object) -> str:
+        return "the main green thread" if getattr(task, "parent", None) is None else repr(task)
+
+    def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
+        if self._loop() is None:
+            return self._natives.resolve(host, port)
+        addresses: list[AddressInfo] = green_socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+        return addresses
+
+    def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        if self._loop() is None:
+            return function(*args)
+        result: T = tpool.execute(function, *args)
+        return result

@@ -1,0 +1,214 @@
+"""gevent: a task is a greenlet, and waiting means switching to the hub of its thread."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent import getcurrent, monkey
+from gevent._hub_local import get_hub_if_exists  # gevent.get_hub() would make a hub for any thread that asks
+from gevent.hub import MAIN_THREAD_IDENT, get_hub
+from gevent.hub import Hub as _Loop
+
+from .base import AddressInfo, Event, FdWaiter, T
+from .threads import ThreadsHub
+
+_READ, _WRITE = 1, 2
+_EXPIRED = object()
+
+
+def _switch_until(hub: Any, task: Any, deadline: float) -> bool:
+    """Switch to the hub; False if it was the deadline that switched back."""
+    timer = hub.loop.timer(max(deadline - time.monotonic(), 0.0))
+    try:
+        timer.start(task.switch, _EXPIRED, update=True)
+        return hub.switch() is not _EXPIRED
+    finally:
+        timer.stop()
+        timer.close()
+
+
+class GeventFdWaiter:
+    """Keeps the loop's io watchers of one descriptor; gevent's own wait_read() makes a new one for each wait."""
+
+    __slots__ = ("_fd", "_hub", "_native", "_natives", "_reader", "_writer")
+
+    def __init__(self, fd: int, hub: Any, natives: ThreadsHub) -> None:
+        self._fd = fd
+        self._hub = hub
+        self._reader: Any = None
+        self._writer: Any = None
+        self._natives = natives
+        self._native: FdWaiter | None = None
+
+    # The two waits are spelled out, since every statement of every connection runs through one of them.
+
+    def wait_read(self, deadline: float | None = None) -> bool:
+        hub = get_hub_if_exists()
+        if hub is not self._hub or hub is None:
+            return self._elsewhere(hub).wait_read(deadline)
+        watcher = self._reader
+        if watcher is None:
+            watcher = self._reader = hub.loop.io(self._fd, _READ)
+        if watcher.active:
+            raise RuntimeError(f"another task is waiting for file descriptor {self._fd}")
+        task = getcurrent()
+        watcher.start(task.switch)
+        try:
+            if deadline is None:
+                hub.switch()
+                return True
+            return _switch_until(hub, task, deadline)
+        finally:
+            watcher.stop()
+
+    def wait_write(self, deadline: float | None = None) -> bool:
+        hub = get_hub_if_exists()
+        if hub is not self._hub or hub is None:
+            return self._elsewhere(hub).wait_write(deadline)
+        watcher = self._writer
+        if watcher is None:
+            watcher = self._writer = hub.loop.io(self._fd, _WRITE)
+        if watcher.active:
+            raise RuntimeError(f"another task is waiting for file descriptor {self._fd}")
+        task = getcurrent()
+        watcher.start(task.switch)
+        try:
+            if deadline is None:
+                hub.switch()
+                return True
+            return _switch_until(hub, task, deadline)
+        finally:
+            watcher.stop()
+
+    def _elsewhere(self, hub: Any) -> FdWaiter:
+        """The descriptor has come to another thread: watchers belong to one loop."""
+        if hub is not None:
+            self.close()
+            self._hub = hub
+            return self
+        if self._native is None:
+            self._native = self._natives.fd_waiter(self._fd)
+        return self._native
+
+    def close(self) -> None:
+        reader, writer = self._reader, self._writer
+        self._reader = self._writer = self._native = None
+        for watcher in (reader, writer):
+            if watcher is not None:
+                watcher.stop()
+                watcher.close()
+
+
+class GeventEvent:
+    """Wakes its greenlet through the loop of the greenlet's own thread."""
+
+    __slots__ = ("_hub", "_is_set", "_task")
+
+    def __init__(self, hub: Any) -> None:
+        self._hub = hub
+        self._task: Any = None
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+        if self._task is None:
+            return
+        if get_hub_if_exists() is self._hub:
+            self._hub.loop.run_callback(self._wake)
+        else:
+            self._hub.loop.run_callback_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        # In the hub. The greenlet may have left (killed, timed out) since set(): then it must not be switched to.
+        if self._task is not None:
+            self._task.switch()
+
+    def wait(self, deadline: float | None = None) -> bool:
+        hub = self._hub
+        self._task = task = getcurrent()
+        try:
+            while not self._is_set:
+                if deadline is None:
+                    hub.switch()
+                elif not _switch_until(hub, task, deadline):
+                    return self._is_set
+            return True
+        finally:
+            self._task = None
+
+
+def _native_hub() -> ThreadsHub:
+    original = monkey.get_original
+    return ThreadsHub(
+        poll=original("select", "poll"),
+        lock=original("_thread", "allocate_lock"),
+        sleep=original("time", "sleep"),
+        start_thread=original("_thread", "start_new_thread"),
+        get_ident=original("_thread", "get_ident"),
+        getaddrinfo=original("socket", "getaddrinfo"),
+    )
+
+
+class GeventHub:
+    """Waits in gevent's hub where the thread has one, and by blocking where it has none."""
+
+    name = "gevent"
+    current = staticmethod(getcurrent)
+
+    def __init__(self) -> None:
+        self._natives = _native_hub()
+
+    def is_monkey_patched(self) -> bool:
+        return bool(monkey.is_module_patched("socket"))
+
+    def _loop(self) -> _Loop | None:
+        hub = get_hub_if_exists()
+        if hub is None and self._natives.current() == MAIN_THREAD_IDENT:
+            return get_hub()  # the program's first wait
+        return hub
+
+    def fd_waiter(self, fd: int) -> FdWaiter:
+        return GeventFdWaiter(fd, self._loop(), self._natives)
+
+    def event(self) -> Event:
+        hub = self._loop()
+        return self._natives.event() if hub is None else GeventEvent(hub)
+
+    def mutex(self) -> Any:
+        return self._natives.mutex()
+
+    def sleep(self, seconds: float) -> None:
+        if self._loop() is None:
+            self._natives.sleep(seconds)
+        else:
+            gevent.sleep(seconds)
+
+    def spawn(self, function: Callable[..., object], *args: Any) -> None:
+        if self._loop() is None:
+            self._natives.spawn(function, *args)
+        else:
+            gevent.spawn(function, *args)
+
+    def describe(self, task: object) -> str:
+        if getattr(task, "parent", None) is None:
+            return "the main greenlet"
+        name = getattr(task, "name", None)
+        return f"greenlet {name!r}" if name else repr(task)
+
+    def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
+        hub = self._loop()
+        if hub is None:
+            return self._natives.resolve(host, port)
+        addresses: list[AddressInfo] = hub.resolver.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+        return addresses
+
+    def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        hub = self._loop()
+        if hub is None:
+            return function(*args)
+        result: T = hub.threadpool.apply(function, args)
+        return result

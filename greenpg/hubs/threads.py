@@ -1,0 +1,160 @@
+"""Native threads: a task blocks its own thread in poll(2).
+
+The other hubs send the threads that have no event loop here. Since a monkey-patched program has green versions of
+the primitives in the standard modules, the native ones are handed in.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+from _thread import allocate_lock
+from collections.abc import Callable
+from typing import Any
+
+from .base import AddressInfo, T
+
+# select.poll counts in C ints of milliseconds, Lock.acquire has TIMEOUT_MAX; a day is below both.
+_LONGEST_WAIT = 86_400.0
+
+
+def _remaining(deadline: float) -> float:
+    return min(max(deadline - time.monotonic(), 0.0), _LONGEST_WAIT)
+
+
+def _poll() -> Any:
+    return select.poll()  # looked up late: eventlet takes it out of the module
+
+
+class ThreadFdWaiter:
+    """poll(2) on one descriptor; the poll objects are kept."""
+
+    __slots__ = ("_busy", "_fd", "_poll", "_readable", "_writable")
+
+    def __init__(self, fd: int, poll: Callable[[], Any]) -> None:
+        self._fd = fd
+        self._poll = poll
+        self._readable: Any = None
+        self._writable: Any = None
+        self._busy = False
+
+    def wait_read(self, deadline: float | None = None) -> bool:
+        if self._readable is None:
+            self._readable = self._poll()
+            self._readable.register(self._fd, select.POLLIN)
+        return self._wait(self._readable, deadline)
+
+    def wait_write(self, deadline: float | None = None) -> bool:
+        if self._writable is None:
+            self._writable = self._poll()
+            self._writable.register(self._fd, select.POLLOUT)
+        return self._wait(self._writable, deadline)
+
+    def _wait(self, poller: Any, deadline: float | None) -> bool:
+        if self._busy:
+            raise RuntimeError(f"another task is waiting for file descriptor {self._fd}")
+        self._busy = True
+        try:
+            if deadline is None:
+                poller.poll()
+                return True
+            while True:
+                remaining = _remaining(deadline)
+                # Rounded up: polling with 0 ms until the last fraction is over would spin.
+                if poller.poll(int(remaining * 1000.0) + (remaining > 0.0)):
+                    return True
+                if time.monotonic() >= deadline:
+                    return False
+        finally:
+            self._busy = False
+
+    def close(self) -> None:
+        self._readable = self._writable = None
+
+
+class ThreadEvent:
+    """A native lock, held from the start and released by `set()`."""
+
+    __slots__ = ("_is_set", "_lock")
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self._is_set = False
+        lock.acquire()
+
+    def set(self) -> None:
+        self._is_set = True
+        try:
+            self._lock.release()
+        except RuntimeError:  # released before
+            pass
+
+    def wait(self, deadline: float | None = None) -> bool:
+        if self._is_set:
+            return True
+        if deadline is None:
+            self._lock.acquire()
+            return True
+        while not self._lock.acquire(timeout=_remaining(deadline)):
+            if time.monotonic() >= deadline:
+                return self._is_set
+        return True
+
+
+class ThreadsHub:
+    """Waits by blocking the calling thread."""
+
+    name = "threads"
+
+    def __init__(
+        self,
+        *,
+        poll: Callable[[], Any] = _poll,
+        lock: Callable[[], Any] = allocate_lock,
+        sleep: Callable[[float], None] = time.sleep,
+        start_thread: Callable[..., Any] | None = None,
+        get_ident: Callable[[], int] = threading.get_ident,
+        getaddrinfo: Callable[..., list[Any]] = socket.getaddrinfo,
+    ) -> None:
+        self._poll = poll
+        self._lock = lock
+        self.sleep = sleep
+        self._start_thread = start_thread
+        self._get_ident = get_ident
+        self._getaddrinfo = getaddrinfo
+
+    def is_monkey_patched(self) -> bool:
+        return True
+
+    def fd_waiter(self, fd: int) -> ThreadFdWaiter:
+        return ThreadFdWaiter(fd, self._poll)
+
+    def event(self) -> ThreadEvent:
+        return ThreadEvent(self._lock())
+
+    def mutex(self) -> Any:
+        return self._lock()
+
+    def spawn(self, function: Callable[..., object], *args: Any) -> None:
+        if self._start_thread is not None:
+            self._start_thread(function, args)
+            return
+        name = f"greenpg-{getattr(function, '__name__', 'task')}"
+        threading.Thread(target=function, args=args, name=name, daemon=True).start()
+
+    def current(self) -> object:
+        return self._get_ident()
+
+    def describe(self, task: object) -> str:
+        for thread in threading.enumerate():
+            if thread.ident == task:
+                return f"thread {thread.name!r}"
+        return f"thread {task}"
+
+    def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
+        return self._getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+
+    def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        return function(*args)

@@ -1,0 +1,120 @@
+"""One process, one hub: `pytest --hub=gevent` (the default), `--hub=eventlet`, `--hub=threads`.
+
+The program is monkey-patched as a user's would be, then `greenpg.patch()`ed; all tests talk to a real PostgreSQL: the
+embedded one, or `--dsn`. The guard (`kit.Guard`) fails a test in which the hub was blocked.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+HUBS = ("gevent", "eventlet", "threads")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--hub", choices=HUBS, default="gevent", help="the hub to run the tests on")
+    parser.addoption("--dsn", help="a PostgreSQL to test with (a superuser's DSN); default: the embedded one")
+
+
+def pytest_configure(config):
+    hub = config.getoption("--hub")
+    if hub == "gevent":
+        from gevent import monkey
+
+        monkey.patch_all()
+    elif hub == "eventlet":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import eventlet
+
+            eventlet.monkey_patch()
+    import greenpg
+
+    greenpg.patch(hub)
+
+
+def pytest_report_header(config):
+    import psycopg2
+
+    return f"hub: {config.getoption('--hub')}, psycopg2 {psycopg2.__version__}"
+
+
+def pytest_collection_modifyitems(config, items):
+    hub = config.getoption("--hub")
+    selected, others = [], []
+    for item in items:
+        marker = item.get_closest_marker("only_hub")
+        (selected if marker is None or hub in marker.args else others).append(item)
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = selected
+
+
+@pytest.fixture(scope="session")
+def hub_name(pytestconfig):
+    return pytestconfig.getoption("--hub")
+
+
+@pytest.fixture(scope="session")
+def server(pytestconfig):
+    """The embedded server of the session: `greenpg.embedded.Server`. Skips with --dsn."""
+    if pytestconfig.getoption("--dsn"):
+        pytest.skip("needs the embedded server")
+    from greenpg.embedded import Server
+
+    settings = {"max_connections": 200, "wal_level": "logical", "max_prepared_transactions": 20}
+    with Server(settings=settings, port=0) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def dsn(pytestconfig, request):
+    return pytestconfig.getoption("--dsn") or request.getfixturevalue("server").dsn
+
+
+@pytest.fixture
+def admin(dsn):
+    """An autocommit connection to look at the server with."""
+    import greenpg
+
+    conn = greenpg.connect(dsn, application_name="admin")
+    conn.autocommit = True
+    yield conn
+    conn.close()
+
+
+@pytest.fixture
+def make_pool(dsn):
+    """Makes pools that are closed at the end, with the ledger's invariants checked whenever the mutex is released."""
+    from kit import CheckingMutex
+
+    import greenpg
+
+    pools = []
+
+    def make(conninfo=dsn, **options):
+        pool = greenpg.ConnectionPool(conninfo, **options)
+        pool._mutex = CheckingMutex(pool._mutex, pool._ledger.check_invariants)
+        pools.append(pool)
+        return pool
+
+    yield make
+    for pool in pools:
+        pool.close()
+        assert not pool._ledger.slots, f"{pool!r} has lost a slot"
+        assert pool._opener.workers == 0, f"{pool!r} has lost a worker"
+
+
+@pytest.fixture(autouse=True)
+def guard(hub_name, request):
+    """Fails the test if the hub was blocked for more than 50 ms."""
+    from kit import Guard
+
+    if hub_name == "threads" or request.node.get_closest_marker("may_block"):
+        yield None
+        return
+    with Guard() as running:
+        yield running
+    assert not running.stalls, f"the hub was blocked for {[f'{stall * 1000:.0f} ms' for stall in running.stalls]}"

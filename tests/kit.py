@@ -1,0 +1,128 @@
+"""What the tests share: tasks of whatever hub they run on, and the guard against a blocked hub."""
+
+from __future__ import annotations
+
+import time
+
+from greenpg.hubs import hub
+
+
+class Task:
+    """A spawned function whose result, or exception, can be asked for."""
+
+    def __init__(self, function, *args):
+        self.value = None
+        self.error = None
+        self.native = None  # greenlet or thread, once it runs
+        self._done = hub().event()
+        hub().spawn(self._run, function, args)
+
+    def _run(self, function, args):
+        self.native = hub().current()
+        try:
+            self.value = function(*args)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._done.set()
+
+    def join(self, timeout=30.0):
+        assert self._done.wait(time.monotonic() + timeout), "the task doesn't end"
+
+    def result(self, timeout=30.0):
+        self.join(timeout)
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+    def throw(self, exception):
+        """Throw an exception into the task, soon, wherever it is suspended. Not for native threads."""
+        if hub().name == "gevent":
+            import gevent
+
+            gevent.kill(self.native, exception)
+        else:
+            import eventlet
+
+            eventlet.hubs.get_hub().schedule_call_global(0, self.native.throw, exception)
+
+
+def run_all(functions, timeout=60.0):
+    """Run the functions in tasks of their own; their results, in order. The first exception is raised."""
+    tasks = [Task(function) for function in functions]
+    return [task.result(timeout) for task in tasks]
+
+
+def wait_until(condition, timeout=10.0):
+    """Suspend until the condition holds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout} s: {condition}"
+        hub().sleep(0.005)
+
+
+class CheckingMutex:
+    """A pool's mutex that checks the pool's invariants each time it is released."""
+
+    def __init__(self, mutex, check):
+        self._mutex = mutex
+        self._check = check
+
+    def __enter__(self):
+        return self._mutex.__enter__()
+
+    def __exit__(self, *exc_info):
+        try:
+            if exc_info == (None, None, None):
+                self._check()
+        finally:
+            self._mutex.__exit__(*exc_info)
+
+
+class Guard:
+    """Notes when the hub was blocked: a heartbeat task came late, while the thread had the machine to itself.
+
+    Late because the test computes is not blocked: then the thread's CPU time has moved. Late because the machine is
+    busy is not either: then a native thread that does nothing but beat came late too.
+    """
+
+    LIMIT = 0.050
+    BEAT = 0.005
+
+    def __init__(self):
+        self.stalls = []
+        self.worst = 0.0
+        self._stop = False
+        self._machine_stalls = []
+
+    def __enter__(self):
+        self._natives = hub()._natives
+        self._natives.spawn(self._watch_machine)
+        self._heart = Task(self._beat)
+        return self
+
+    def __exit__(self, *exc_info):
+        self._stop = True
+        self._heart.join()
+
+    def _beat(self):
+        while not self._stop:
+            before, cpu_before = time.monotonic(), time.thread_time()
+            hub().sleep(self.BEAT)
+            after, cpu = time.monotonic(), time.thread_time() - cpu_before
+            late = after - before - self.BEAT
+            self.worst = max(self.worst, late)
+            if late > self.LIMIT and cpu < late / 2 and not self._machine_was_busy(before, after):
+                self.stalls.append(late)
+
+    def _watch_machine(self):
+        while not self._stop:
+            before = time.monotonic()
+            self._natives.sleep(self.BEAT)
+            if time.monotonic() - before > 4 * self.BEAT:
+                self._machine_stalls.append((before, time.monotonic()))
+
+    def _machine_was_busy(self, start, end):
+        # The native thread may be a moment behind with its note.
+        self._natives.sleep(2 * self.BEAT)
+        return any(stalled < end and start < over for stalled, over in self._machine_stalls)
