@@ -1,0 +1,22 @@
+"""Puts greenpg's classes under those that a caller names.
+
+A `connection_factory` or `cursor_factory` becomes a class with the caller's methods on top and greenpg's just above
+psycopg2's C class, where `super()` finds them. Neither greenpg class has slots, so the layouts agree.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+
+@lru_cache(maxsize=256)  # bounded: some programs make factories by the request
+def compose(factory: Any, green: type) -> Any:
+    """The factory with the green class under it, or the factory itself where it isn't a class that can carry it."""
+    psycopg2_class = green.__mro__[-2]  # above it is only object
+    if not isinstance(factory, type) or issubclass(factory, green) or not issubclass(factory, psycopg2_class):
+        return factory
+    if issubclass(green, factory):
+        return green
+    namespace = {"__module__": factory.__module__, "__qualname__": factory.__qualname__, "__doc__": factory.__doc__}
+    return type(factory.__name__, (factory, green), namespace)
