@@ -1,0 +1,1 @@
+"""Floor 3: many tasks, few connections."""

@@ -1,0 +1,92 @@
+"""What `with pool.connection()` and `with pool.cursor()` enter. Classes with slots: generators cost more."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .pool import ConnectionPool
+
+logger = logging.getLogger("greenpg.pool")
+
+
+class ConnectionContext:
+    """Lends a connection for a block: commits at its end, rolls back if it raises, and returns it in any case."""
+
+    __slots__ = ("_conn", "_lent_at", "_pool", "_timeout")
+
+    def __init__(self, pool: ConnectionPool, timeout: float | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._conn: Any = None
+
+    def __enter__(self) -> Any:
+        self._conn = conn = self._pool.getconn(self._timeout)
+        self._lent_at = conn._slot.lent_at
+        return conn
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        conn, self._conn = self._conn, None
+        if conn._slot.lent_at != self._lent_at:
+            return  # the block has returned it, and it may be somebody else's by now
+        try:
+            finish_transaction(conn, exc_type)
+        finally:
+            # Killed in the commit or not: the pool looks at the connection's state and does what is needed.
+            self._pool.putconn(conn)
+
+
+class CursorContext:
+    """Lends a cursor in a transaction of its own: commits at the end, rolls back if the block raises."""
+
+    __slots__ = ("_conn", "_cursor", "_cursor_factory", "_lent_at", "_pool", "_timeout")
+
+    def __init__(self, pool: ConnectionPool, cursor_factory: Any, timeout: float | None) -> None:
+        self._pool = pool
+        self._cursor_factory = cursor_factory
+        self._timeout = timeout
+        self._conn: Any = None
+        self._cursor: Any = None
+
+    def __enter__(self) -> Any:
+        self._conn = conn = self._pool.getconn(self._timeout)
+        self._lent_at = conn._slot.lent_at
+        try:
+            self._cursor = cursor = conn.cursor(cursor_factory=self._cursor_factory)
+        except BaseException:
+            self._pool.putconn(conn)
+            raise
+        return cursor
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        conn, self._conn = self._conn, None
+        cursor, self._cursor = self._cursor, None
+        if conn._slot.lent_at != self._lent_at:
+            return
+        try:
+            finish_transaction(conn, exc_type)
+            cursor.close()
+        finally:
+            self._pool.putconn(conn)
+
+
+def finish_transaction(conn: Any, exc_type: type[BaseException] | None) -> None:
+    """Commit, or roll back after an error without hiding it. Suspends if there is a transaction.
+
+    A connection that is closed has nothing to finish: whatever broke it has been raised to the block already.
+    """
+    if conn.closed:
+        return
+    if exc_type is None:
+        conn.commit()
+        return
+    try:
+        conn.rollback()
+    except Exception as error:
+        logger.warning("rollback after %s failed: %s", exc_type.__name__, error)

@@ -1,0 +1,183 @@
+"""The pool's state: a table of slots, and the line of those who wait for one.
+
+Pure bookkeeping: every method is called with the pool's mutex held, none suspends, logs, or touches a connection.
+
+    state      the slot belongs to             may become
+    OPENING    the task that connects          IDLE LENT CLOSED
+    IDLE       the pool                        LENT RESETTING CLOSED
+    LENT       the task that took it           IDLE LENT RESETTING CLOSED    (LENT: handed on to the head of the line)
+    RESETTING  the task that cleans it         IDLE LENT CLOSED
+    CLOSED     nobody; out of the table        -
+
+Invariants (`check_invariants`), whenever the mutex is free:
+- there are at most `max_size` slots (unless the pool was made smaller while more were lent);
+- if somebody waits, nothing is idle;
+- a slot is reserved (OPENING) before anybody starts to connect;
+- a connection that comes back goes to the head of the line, never past it;
+- who has left the line has been given nothing, or gave it back.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from .line import Line, Waiter
+
+
+class SlotState(enum.Enum):
+    """Who may touch a slot; the module's docstring has the table."""
+
+    OPENING = "opening"
+    IDLE = "idle"
+    LENT = "lent"
+    RESETTING = "resetting"
+    CLOSED = "closed"
+
+
+OPENING, IDLE, LENT, RESETTING, CLOSED = SlotState
+
+TRANSITIONS = {
+    OPENING: frozenset({IDLE, LENT, CLOSED}),
+    IDLE: frozenset({LENT, RESETTING, CLOSED}),
+    LENT: frozenset({IDLE, LENT, RESETTING, CLOSED}),
+    RESETTING: frozenset({IDLE, LENT, CLOSED}),
+    CLOSED: frozenset[SlotState](),
+}
+
+
+class Slot:
+    """The right to one server connection."""
+
+    __slots__ = ("conn", "expires_at", "holder", "lent_at", "state")
+
+    def __init__(self) -> None:
+        self.state = OPENING
+        self.conn: Any = None
+        self.expires_at = 0.0
+        #: Since when it is lent, by `time.monotonic()`, and the task it was lent to.
+        self.lent_at = 0.0
+        self.holder: object = None
+
+
+class Ledger:
+    """Which slots there are, and who waits. Counts are derived from the table."""
+
+    def __init__(self, min_size: int, max_size: int) -> None:
+        self.min_size = min_size
+        self.max_size = max_size
+        self.slots: set[Slot] = set()
+        self.idle: deque[Slot] = deque()
+        self.opening: set[Slot] = set()
+        self.resetting: set[Slot] = set()
+        self.line = Line()
+
+    @property
+    def size(self) -> int:
+        return len(self.slots)
+
+    @property
+    def lent_count(self) -> int:
+        return len(self.slots) - len(self.idle) - len(self.opening) - len(self.resetting)
+
+    @property
+    def open_count(self) -> int:
+        """Connections that there are, whoever has them."""
+        return len(self.slots) - len(self.opening)
+
+    # -- lending
+
+    def take(self) -> Slot | None:
+        """Lend the connection that has been idle for longest."""
+        if not self.idle:
+            return None
+        slot = self.idle.popleft()
+        slot.state = LENT
+        return slot
+
+    def give(self, slot: Slot) -> None:
+        """A connection is ready to be used: lend it to the head of the line, or keep it."""
+        assert LENT in TRANSITIONS[slot.state], slot.state
+        if slot.state is not LENT:
+            self.opening.discard(slot)
+            self.resetting.discard(slot)
+        if self.line:
+            slot.state = LENT
+            waiter = self.line.pop_head()
+            waiter.slot = slot
+            waiter.event.set()
+        else:
+            slot.state = IDLE
+            self.idle.append(slot)
+
+    def leave_line(self, waiter: Waiter) -> Slot | None:
+        """The waiter goes. Returns what it has been handed already, which is then the caller's to pass on."""
+        self.line.leave(waiter)
+        slot, waiter.slot = waiter.slot, None
+        return slot
+
+    def fail_line(self, make_error: Callable[[], Exception]) -> None:
+        """Send everybody who waits away, each with an error of his own."""
+        while self.line:
+            waiter = self.line.pop_head()
+            waiter.error = make_error()
+            waiter.event.set()
+
+    # -- slots
+
+    def reserve(self) -> Slot:
+        """A new slot, OPENING. The caller has seen that there's room for one."""
+        assert len(self.slots) < self.max_size
+        slot = Slot()
+        self.slots.add(slot)
+        self.opening.add(slot)
+        return slot
+
+    def should_grow(self) -> bool:
+        """One connection at a time while clients wait: the next is often not needed when this one is ready."""
+        if self.opening:
+            return False
+        return len(self.slots) < self.min_size or (bool(self.line) and len(self.slots) < self.max_size)
+
+    def start_reset(self, slot: Slot) -> None:
+        assert RESETTING in TRANSITIONS[slot.state], slot.state
+        if slot.state is IDLE:
+            self.idle.remove(slot)
+        slot.state = RESETTING
+        self.resetting.add(slot)
+
+    def remove(self, slot: Slot) -> None:
+        """The slot's connection is gone, or never came about."""
+        assert CLOSED in TRANSITIONS[slot.state], slot.state
+        if slot.state is IDLE:
+            self.idle.remove(slot)
+        slot.state = CLOSED
+        self.opening.discard(slot)
+        self.resetting.discard(slot)
+        self.slots.remove(slot)
+
+    def remove_idle(self) -> list[Slot]:
+        """Take all idle connections out of the table."""
+        slots = list(self.idle)
+        for slot in slots:
+            self.remove(slot)
+        return slots
+
+    def longest_lent(self) -> Slot | None:
+        lent = [slot for slot in self.slots if slot.state is LENT and slot.lent_at]
+        return min(lent, key=lambda slot: slot.lent_at, default=None)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError if the table contradicts itself. For tests; the mutex must be held."""
+        by_state = {state: {slot for slot in self.slots if slot.state is state} for state in SlotState}
+        assert not by_state[CLOSED], "a closed slot is in the table"
+        assert by_state[OPENING] == self.opening, "OPENING slots are out of step"
+        assert by_state[RESETTING] == self.resetting, "RESETTING slots are out of step"
+        assert by_state[IDLE] == set(self.idle) and len(self.idle) == len(by_state[IDLE]), "IDLE slots are out of step"
+        assert len(by_state[LENT]) == self.lent_count
+        assert len(self.slots) <= self.max_size, f"{len(self.slots)} slots, but max_size is {self.max_size}"
+        assert not (self.line and self.idle), "somebody waits although a connection is idle"
+        for slot in self.slots:
+            assert (slot.conn is None) == (slot.state is OPENING), f"{slot.state} with connection {slot.conn}"

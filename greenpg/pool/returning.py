@@ -1,0 +1,107 @@
+"""What happens to a connection that comes back: it is lent on, cleaned, or replaced. The slot is never lost."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from psycopg2 import extensions
+
+if TYPE_CHECKING:
+    from .ledger import Slot
+    from .pool import ConnectionPool
+
+logger = logging.getLogger("greenpg.pool")
+
+IDLE_STATUS = extensions.TRANSACTION_STATUS_IDLE
+_STATUS_NAMES = {
+    extensions.TRANSACTION_STATUS_IDLE: "IDLE",
+    extensions.TRANSACTION_STATUS_ACTIVE: "ACTIVE",
+    extensions.TRANSACTION_STATUS_INTRANS: "INTRANS",
+    extensions.TRANSACTION_STATUS_INERROR: "INERROR",
+    extensions.TRANSACTION_STATUS_UNKNOWN: "UNKNOWN",
+}
+
+
+def status_name(status: int) -> str:
+    """libpq's name of a transaction status."""
+    return _STATUS_NAMES.get(status, str(status))
+
+
+def clean_up(pool: ConnectionPool, slot: Slot) -> None:
+    """Bring a returned connection back to where it can be lent, or replace it. Suspends if there's work to do."""
+    with pool._mutex:
+        pool._ledger.start_reset(slot)
+    try:
+        is_clean = _clean(pool, slot)
+    except BaseException:
+        # Killed while rolling back: nobody knows the connection's state now.
+        discard(pool, slot)
+        raise
+    if is_clean:
+        pool._pass_on(slot)
+    else:
+        discard(pool, slot)
+
+
+def discard(pool: ConnectionPool, slot: Slot) -> None:
+    """Close the connection, and open another one if it's needed. Doesn't suspend."""
+    close_quietly(slot.conn)
+    with pool._mutex:
+        pool._ledger.remove(slot)
+        if not pool.closed:
+            pool._replace_lost()
+    pool._opener.start_workers()
+
+
+def close_quietly(conn: Any) -> None:
+    try:
+        conn.close()
+    except Exception as error:
+        logger.warning("closing %s failed: %s", conn, error)
+
+
+def _clean(pool: ConnectionPool, slot: Slot) -> bool:
+    conn = slot.conn
+    status = conn.info.transaction_status
+    if pool.closed:
+        return False
+    if status == extensions.TRANSACTION_STATUS_UNKNOWN:
+        pool._stats.returns_bad += 1
+        logger.warning("pool %r: discarding closed connection: %s", pool.name, conn)
+        return False
+    if status == extensions.TRANSACTION_STATUS_ACTIVE:
+        pool._stats.returns_bad += 1
+        logger.warning("pool %r: closing connection returned while a statement was running: %s", pool.name, conn)
+        return False
+    if status != IDLE_STATUS:
+        logger.warning("pool %r: rolling back returned connection: %s", pool.name, conn)
+        try:
+            conn.rollback()
+        except Exception as error:
+            logger.warning("pool %r: rollback failed: %s. Discarding connection %s", pool.name, error, conn)
+            return False
+    if slot.expires_at <= time.monotonic():
+        logger.info("pool %r: discarding expired connection", pool.name)
+        return False
+    return pool._reset is None or _reset(pool, conn)
+
+
+def _reset(pool: ConnectionPool, conn: Any) -> bool:
+    assert pool._reset is not None
+    try:
+        pool._reset(conn)
+    except Exception as error:
+        logger.warning("pool %r: error resetting connection: %s", pool.name, error)
+        return False
+    status = conn.info.transaction_status
+    if status != IDLE_STATUS:
+        logger.warning(
+            "pool %r: connection left in status %s by reset function %r: discarded",
+            pool.name,
+            status_name(status),
+            pool._reset,
+        )
+        return False
+    return True

@@ -1,0 +1,227 @@
+"""A hub with a clock of its own, for the pool's logic under thousands of schedules that are reproducible by their seed.
+
+Tasks are greenlets; what is due at the same instant runs in random order; nothing waits in real time. The connections
+are simulated as well: this is for the pool's bookkeeping, which doesn't know a server from a stone. Everything that
+does is tested on a real one.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import types
+
+import greenlet
+from psycopg2 import OperationalError, extensions
+
+IDLE = extensions.TRANSACTION_STATUS_IDLE
+INTRANS = extensions.TRANSACTION_STATUS_INTRANS
+UNKNOWN = extensions.TRANSACTION_STATUS_UNKNOWN
+
+
+TICK = 0.005
+
+
+class Killed(BaseException):
+    """What is thrown into tasks, as a kill or a timeout would be."""
+
+
+class SimulatedHub:
+    """greenpg.hubs.Hub on a simulated clock."""
+
+    name = "simulated"
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+        self.now = 1000.0
+        self.errors = []
+        self.tasks = set()
+        self._agenda = []
+        self._waits = {}  # task -> number of its present wait; a wake-up for an older one is void
+        self._loop = None
+        self._sequence = 0
+
+    # -- the loop
+
+    def run(self, until=None):
+        """Run until nothing is left to do, or up to a point in time."""
+        self._loop = greenlet.getcurrent()
+        while self._agenda and (until is None or self._agenda[0][0] <= until):
+            self.now, _, _, action = heapq.heappop(self._agenda)
+            action()
+        if until is not None:
+            self.now = max(self.now, until)
+
+    def at(self, when, action):
+        self._sequence += 1
+        when = round(max(when, self.now) / TICK) * TICK  # so that many things are due at the same instant
+        heapq.heappush(self._agenda, (when, self.random.random(), self._sequence, action))
+
+    def suspend(self):
+        return self._loop.switch()
+
+    def begin_wait(self):
+        task = greenlet.getcurrent()
+        self._sequence += 1
+        self._waits[task] = self._sequence
+        return task, self._sequence
+
+    def resume(self, task, wait, value=None):
+        if self._waits.get(task) == wait and not task.dead:
+            task.switch(value)
+
+    def throw(self, task, exception):
+        if not task.dead and task:
+            self._waits.pop(task, None)
+            task.throw(exception)
+
+    # -- the contract
+
+    def event(self):
+        return SimulatedEvent(self)
+
+    def mutex(self):
+        return SimulatedMutex()
+
+    def sleep(self, seconds):
+        task, wait = self.begin_wait()
+        self.at(self.now + seconds, lambda: self.resume(task, wait))
+        self.suspend()
+
+    def spawn(self, function, *args):
+        def run():
+            try:
+                function(*args)
+            except Killed:
+                pass
+            except BaseException as error:
+                self.errors.append(error)
+            finally:
+                self.tasks.discard(greenlet.getcurrent())
+
+        task = greenlet.greenlet(run, self._loop)
+        self.tasks.add(task)
+        self.at(self.now, task.switch)
+        return task
+
+    def current(self):
+        return greenlet.getcurrent()
+
+    def describe(self, task):
+        return "a simulated task"
+
+
+class SimulatedMutex:
+    """Fails if it is taken twice, or held while a task is suspended and another one comes."""
+
+    def __init__(self):
+        self._holder = None
+
+    def __enter__(self):
+        assert self._holder is None, "suspended with the mutex held"
+        self._holder = greenlet.getcurrent()
+        return True
+
+    def __exit__(self, *exc_info):
+        assert self._holder is greenlet.getcurrent()
+        self._holder = None
+
+
+class SimulatedEvent:
+    def __init__(self, hub):
+        self._hub = hub
+        self._is_set = False
+        self._wake = None
+
+    def set(self):
+        self._is_set = True
+        if self._wake is not None:
+            task, wait = self._wake
+            self._hub.at(self._hub.now, lambda: self._hub.resume(task, wait))
+
+    def wait(self, deadline=None):
+        if self._is_set:
+            return True
+        task, wait = self._wake = self._hub.begin_wait()
+        if deadline is not None:
+            self._hub.at(deadline, lambda: self._hub.resume(task, wait))
+        try:
+            self._hub.suspend()
+        finally:
+            self._wake = None
+        return self._is_set
+
+
+class SimulatedServer:
+    """Makes connections, slowly, and fails at times. Knows how many are open, and who uses which."""
+
+    def __init__(self, hub, failure_rate=0.0, latency=0.01):
+        self.hub = hub
+        self.failure_rate = failure_rate
+        self.latency = latency
+        self.open = set()
+        self.most_open = 0
+
+    def connect(self, conninfo, **kwargs):
+        self.delay()
+        if self.hub.random.random() < self.failure_rate:
+            raise OperationalError("the simulated server is down")
+        conn = SimulatedConnection(self)
+        self.open.add(conn)
+        self.most_open = max(self.most_open, len(self.open))
+        return conn
+
+    def delay(self):
+        self.hub.sleep(self.hub.random.random() * self.latency)
+
+
+class SimulatedConnection:
+    def __init__(self, server):
+        self._server = server
+        self._status = IDLE
+        self._user = None
+        self._pool = self._slot = None
+        self.closed = 0
+
+    @property
+    def info(self):
+        return types.SimpleNamespace(transaction_status=self._status)
+
+    def get_transaction_status(self):
+        return self._status
+
+    def execute(self):
+        self._call(INTRANS)
+
+    def commit(self):
+        if self._status == INTRANS:
+            self._call(IDLE)
+
+    rollback = commit
+
+    def _call(self, status_afterwards):
+        if self.closed:
+            raise OperationalError("connection already closed")
+        task = greenlet.getcurrent()
+        assert self._user in (None, task), "two tasks use one connection"
+        self._user = task
+        try:
+            self._server.delay()
+            self._status = status_afterwards
+        except BaseException:
+            if self._server.hub.random.random() < 0.5:  # could not be kept
+                self.break_down()
+            raise
+        finally:
+            self._user = None
+
+    def break_down(self):
+        self.closed = 2
+        self._status = UNKNOWN
+        self._server.open.discard(self)
+
+    def close(self):
+        assert self._user is None, "closed under its user"
+        self.closed = 1
+        self._status = UNKNOWN
+        self._server.open.discard(self)
