@@ -1,0 +1,37 @@
+"""Every example runs as its first lines say, as a program of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.only_hub("threads")
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = {
+    "first_steps.py": ["PostgreSQL", "sum of what 50 greenlets read: 1225", "0 lent, 0 waiting"],
+    "native_threads.py": [f"squares: {[n * n for n in range(20)]}"],
+    "with_eventlet.py": [f"numbers: {list(range(25))}"],
+}
+TESTED_ELSEWHERE = {"webapp.py", "gunicorn_conf.py"}
+
+
+def test_every_example_is_tested():
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES) | TESTED_ELSEWHERE
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example(name, dsn):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name), dsn],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error" if "eventlet" not in name else "default"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for expected in EXAMPLES[name]:
+        assert expected in done.stdout
