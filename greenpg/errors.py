@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg2
 
-__all__ = ["ConnectionInUse", "PatchError", "PoolClosed", "PoolTimeout", "TooManyRequests"]
+__all__ = ["ConnectionInUse", "LibpqUnavailable", "PatchError", "PoolClosed", "PoolTimeout", "TooManyRequests"]
 
 
 class PatchError(RuntimeError):
@@ -28,6 +28,10 @@ class ConnectionInUse(psycopg2.ProgrammingError):
 
     def __reduce__(self) -> tuple[type[ConnectionInUse], tuple[str, str]]:
         return type(self), (self.operation, self.owner)
+
+
+class LibpqUnavailable(psycopg2.NotSupportedError):
+    """Something needs a function of libpq that greenpg can't call through the installed psycopg2."""
 
 
 class PoolClosed(psycopg2.OperationalError):

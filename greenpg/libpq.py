@@ -1,0 +1,100 @@
+"""Floor 1: ctypes onto the very libpq that psycopg2 runs on. Nothing in here waits.
+
+The library is found through psycopg2's extension module: dlsym on its handle looks into what it was linked with, be it
+the copy in the binary wheel or a shared libpq. Another copy (`ctypes.util.find_library("pq")`) must never touch
+psycopg2's connections: the layout of their memory is its own affair.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import psycopg2
+from psycopg2 import _psycopg, extensions
+
+from .errors import LibpqUnavailable
+
+_pointer = ctypes.c_void_p
+_int = ctypes.c_int
+_text = ctypes.c_char_p
+
+#: name -> result and argument types. A PGconn*, PGresult*, PGcancel* and PGcancelConn* is an address.
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "PQlibVersion": (_int, []),
+    "PQgetCancel": (_pointer, [_pointer]),
+    "PQcancel": (_int, [_pointer, _pointer, _int]),
+    "PQfreeCancel": (None, [_pointer]),
+    # since libpq 17
+    "PQcancelCreate": (_pointer, [_pointer]),
+    "PQcancelStart": (_int, [_pointer]),
+    "PQcancelPoll": (_int, [_pointer]),
+    "PQcancelSocket": (_int, [_pointer]),
+    "PQcancelErrorMessage": (_text, [_pointer]),
+    "PQcancelFinish": (None, [_pointer]),
+}
+
+#: What PQcancelPoll (and PQconnectPoll) return.
+POLLING_FAILED, POLLING_READING, POLLING_WRITING, POLLING_OK = range(4)
+
+
+@cache
+def version() -> int:
+    """The version of the library in use, as 170004 for 17.4. Raises `errors.LibpqUnavailable` if it can't be found."""
+    return int(function("PQlibVersion")())
+
+
+@cache
+def function(name: str) -> Callable[..., Any]:
+    """A function that never blocks, called with the GIL held.
+
+    Raises `errors.LibpqUnavailable` when the library has no such function, or is not the one psycopg2 was built for.
+    """
+    return _bound(_handles()[0], name)
+
+
+@cache
+def blocking_function(name: str) -> Callable[..., Any]:
+    """A function that may block: other native threads run meanwhile. Raises as `function()` does."""
+    return _bound(_handles()[1], name)
+
+
+def has_function(name: str) -> bool:
+    """Whether the library has it: older ones have less."""
+    try:
+        function(name)
+    except LibpqUnavailable:
+        return False
+    return True
+
+
+def _bound(handle: Any, name: str) -> Callable[..., Any]:
+    result_type, argument_types = _SIGNATURES[name]
+    try:
+        bound = handle[name]  # a new object for each handle[name], unlike handle.name
+    except AttributeError:
+        raise LibpqUnavailable(
+            f"the libpq that psycopg2 {psycopg2.__version__} runs on has no {name}(): install psycopg2-binary, or "
+            "build psycopg2 against a newer shared libpq"
+        ) from None
+    bound.restype = result_type
+    bound.argtypes = argument_types
+    return bound  # type: ignore[no-any-return]
+
+
+@cache
+def _handles() -> tuple[Any, Any]:
+    try:
+        path = _psycopg.__file__
+        handles = ctypes.PyDLL(path), ctypes.CDLL(path)
+        found = int(_bound(handles[0], "PQlibVersion")())
+    except (OSError, AttributeError) as error:
+        raise LibpqUnavailable(f"can't find the libpq that psycopg2 runs on: {error}") from error
+    expected = extensions.libpq_version()
+    if found != expected:
+        raise LibpqUnavailable(
+            f"psycopg2 runs on libpq {expected}, but the one found through {path} is {found}: refusing to mix them"
+        )
+    return handles
