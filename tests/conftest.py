@@ -30,6 +30,9 @@ def pytest_configure(config):
             import eventlet
 
             eventlet.monkey_patch()
+            from eventlet import tpool
+
+            tpool.setup()  # starts its threads, which takes longer than the guard would like
     import greenpg
 
     greenpg.patch(hub)
