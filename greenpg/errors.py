@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 import psycopg2
+import psycopg2.errors
 
-__all__ = ["ConnectionInUse", "LibpqUnavailable", "PatchError", "PoolClosed", "PoolTimeout", "TooManyRequests"]
+__all__ = [
+    "COMMITTED",
+    "ROLLED_BACK",
+    "UNKNOWN",
+    "ConnectionInUse",
+    "DeadlineExceeded",
+    "LibpqUnavailable",
+    "PatchError",
+    "PoolClosed",
+    "PoolTimeout",
+    "TooManyRequests",
+    "commit_outcome",
+]
+
+#: What `commit_outcome()` says.
+COMMITTED, ROLLED_BACK, UNKNOWN = "committed", "rolled back", "unknown"
 
 
 class PatchError(RuntimeError):
@@ -30,6 +46,15 @@ class ConnectionInUse(psycopg2.ProgrammingError):
         return type(self), (self.operation, self.owner)
 
 
+class DeadlineExceeded(psycopg2.errors.QueryCanceled):
+    """A statement, or a block of them, took longer than its deadline on this side. `pgcode` is 57014, as if the
+    server's `statement_timeout` had struck."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.__setstate__({"pgcode": "57014"})  # type: ignore[no-untyped-call]
+
+
 class LibpqUnavailable(psycopg2.NotSupportedError):
     """Something needs a function of libpq that greenpg can't call through the installed psycopg2."""
 
@@ -44,3 +69,16 @@ class PoolTimeout(psycopg2.OperationalError):
 
 class TooManyRequests(psycopg2.OperationalError):
     """`max_waiting` requests are waiting for a connection already."""
+
+
+def commit_outcome(exception: BaseException) -> str | None:
+    """What has become of the transaction whose COMMIT raised this exception: "committed", "rolled back" or "unknown".
+
+    "unknown": the connection was lost before the server's answer came. None: the exception is not a COMMIT's.
+    """
+    return getattr(exception, "_greenpg_commit_outcome", None)
+
+
+def note_commit_outcome(exception: BaseException, outcome: str) -> None:
+    """Make `commit_outcome()` say so of the exception."""
+    exception._greenpg_commit_outcome = outcome  # type: ignore[attr-defined]

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import psycopg2
-from psycopg2 import _psycopg, extensions
+from psycopg2 import _psycopg as _c_module
+from psycopg2 import extensions
 
 from .errors import LibpqUnavailable
+
+_psycopg: Any = _c_module  # the type stubs don't know all of it
 
 _pointer = ctypes.c_void_p
 _int = ctypes.c_int
@@ -70,13 +72,18 @@ def has_function(name: str) -> bool:
     return True
 
 
+def text_buffer(size: int) -> Any:
+    """Memory for a message that a function writes; `.value` is the message, as bytes."""
+    return ctypes.create_string_buffer(size)
+
+
 def _bound(handle: Any, name: str) -> Callable[..., Any]:
     result_type, argument_types = _SIGNATURES[name]
     try:
         bound = handle[name]  # a new object for each handle[name], unlike handle.name
     except AttributeError:
         raise LibpqUnavailable(
-            f"the libpq that psycopg2 {psycopg2.__version__} runs on has no {name}(): install psycopg2-binary, or "
+            f"the libpq that psycopg2 {_psycopg.__version__} runs on has no {name}(): install psycopg2-binary, or "
             "build psycopg2 against a newer shared libpq"
         ) from None
     bound.restype = result_type

@@ -36,7 +36,12 @@ class Task:
         return self.value
 
     def throw(self, exception):
-        """Throw an exception into the task, soon, wherever it is suspended. Not for native threads."""
+        """Throw an exception into the task, soon, wherever it is suspended. Not for native threads.
+
+        A task that has not begun is left alone.
+        """
+        if self.native is None:
+            return
         if hub().name == "gevent":
             import gevent
 

@@ -1,78 +1,158 @@
-"""`Connection`: psycopg2's connection, safe in the presence of other tasks."""
+"""`Connection`: psycopg2's connection, safe in the presence of other tasks, kills and timeouts."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import logging
+import time
 from typing import Any
 
+import psycopg2
 from psycopg2 import extensions
 
+from ..errors import COMMITTED, ROLLED_BACK, UNKNOWN, note_commit_outcome
+from ..hubs import hub
+from .cancel import CancelRequest, request_cancel, shut_down
 from .composing import compose
 from .cursor import Cursor, ServerCursor
+from .deadlines import DeadlineBlock, checked_seconds, deadlines_of
+from .guarding import guarded_method, guarded_property
 from .waiting import WaitState
+
+logger = logging.getLogger("greenpg.connection")
 
 _connection = extensions.connection
 
+#: Seconds that close() waits for a task that it has thrown out of the connection.
+_LEAVE_TIMEOUT = 5.0
 
-def _guarded(name: str) -> Callable[..., Any]:
-    """psycopg2's method of that name, refused while another task waits inside the connection."""
-    method = getattr(_connection, name)
-
-    @functools.wraps(method)
-    def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._owner is not None:
-            self._refuse_if_owned(name)
-        return method(self, *args, **kwargs)
-
-    return guarded
-
-
-def _guarded_property(name: str) -> Any:
-    """psycopg2's attribute of that name, whose setter talks to the server in some cases."""
-    descriptor = getattr(_connection, name)
-
-    def assign(self: Any, value: Any) -> None:
-        self._refuse_if_owned(f"{name} = ")
-        descriptor.__set__(self, value)
-
-    return property(descriptor.__get__, assign, doc=descriptor.__doc__)
+#: Seconds that it takes trouble to cancel what the other task was running.
+_CANCEL_TIMEOUT = 1.0
 
 
 class Connection(WaitState, _connection):
     """psycopg2's connection; everything psycopg2 documents of connections holds.
 
     While another task waits for the server on it, calls that would talk to the server raise
-    `errors.ConnectionInUse` where psycopg2 would stop the whole process.
+    `errors.ConnectionInUse`, where psycopg2 would stop the whole process; `close()` throws the other task out.
+    An exception thrown into a wait (a kill, a timeout) cancels the statement and comes out unchanged, and the
+    connection stays open, its transaction in error as after any failed statement.
     """
 
     #: The pool that has lent the connection, while it is lent.
     _pool: Any = None
 
-    commit = _guarded("commit")
-    rollback = _guarded("rollback")
-    reset = _guarded("reset")
-    set_session = _guarded("set_session")
-    set_isolation_level = _guarded("set_isolation_level")
-    set_client_encoding = _guarded("set_client_encoding")
-    tpc_begin = _guarded("tpc_begin")
-    tpc_prepare = _guarded("tpc_prepare")
-    tpc_commit = _guarded("tpc_commit")
-    tpc_rollback = _guarded("tpc_rollback")
-    tpc_recover = _guarded("tpc_recover")
+    rollback = guarded_method(_connection, "rollback")
+    reset = guarded_method(_connection, "reset")
+    set_session = guarded_method(_connection, "set_session")
+    set_isolation_level = guarded_method(_connection, "set_isolation_level")
+    set_client_encoding = guarded_method(_connection, "set_client_encoding")
+    tpc_begin = guarded_method(_connection, "tpc_begin")
+    tpc_prepare = guarded_method(_connection, "tpc_prepare")
+    tpc_rollback = guarded_method(_connection, "tpc_rollback")
+    tpc_recover = guarded_method(_connection, "tpc_recover")
 
-    autocommit = _guarded_property("autocommit")
-    isolation_level = _guarded_property("isolation_level")
-    readonly = _guarded_property("readonly")
-    deferrable = _guarded_property("deferrable")
+    autocommit = guarded_property(_connection, "autocommit")
+    isolation_level = guarded_property(_connection, "isolation_level")
+    readonly = guarded_property(_connection, "readonly")
+    deferrable = guarded_property(_connection, "deferrable")
+
+    def commit(self) -> None:
+        """Commit, as psycopg2's. Suspends if there is a transaction.
+
+        Interrupted, it waits for the outcome all the same (5 s at most), then raises what interrupted it;
+        `errors.commit_outcome(exception)` says what has become of the transaction.
+        """
+        self._commit("commit", ())
+
+    def tpc_commit(self, *xid: Any) -> None:
+        """Commit a two-phase transaction, as psycopg2's. Suspends; interrupted, it does as `commit()`."""
+        self._commit("tpc_commit", xid)
+
+    def _commit(self, name: str, args: tuple[Any, ...]) -> None:
+        if self._owner is not None:
+            self._refuse_if_owned(name)
+        self._call = name
+        outcome = COMMITTED
+        try:
+            getattr(_connection, name)(self, *args)
+        except psycopg2.Error as error:
+            outcome = UNKNOWN if self.closed else ROLLED_BACK
+            if not isinstance(error, psycopg2.ProgrammingError | psycopg2.InterfaceError):
+                note_commit_outcome(error, outcome)
+            raise
+        except BaseException as exception:
+            outcome = UNKNOWN
+            note_commit_outcome(exception, outcome)
+            raise
+        finally:
+            self._call = None
+            if self._interruption is not None:
+                note_commit_outcome(self._interruption, outcome)
+                self._raise_interruption()
 
     def close(self) -> None:
-        """Close the connection, as psycopg2's; or return it, if a pool made with `close_returns` has lent it."""
+        """Close the connection, as psycopg2's; or return it, if a pool made with `close_returns` has lent it.
+
+        If another task waits for the server on it, that task gets an OperationalError; the caller is suspended then,
+        until it has left.
+        """
         if self._pool is not None and self._pool.close_returns:
             self._pool.putconn(self)
             return
-        self._refuse_if_owned("close")
+        if self._owner is not None:
+            self._throw_owner_out()
+        if self._fd_waiter is not None:
+            self._fd_waiter.close()
         _connection.close(self)
+
+    def _throw_owner_out(self) -> None:
+        give_up_at = time.monotonic() + _LEAVE_TIMEOUT
+        request = CancelRequest(self)
+        try:
+            shut_down(self)
+            while self._owner is not None:
+                if time.monotonic() >= give_up_at:
+                    self._refuse_if_owned("close")
+                hub().sleep(0.001)
+            # The server hasn't noticed anything: it would go on with the statement.
+            request.send(min(give_up_at, time.monotonic() + _CANCEL_TIMEOUT))
+        except psycopg2.OperationalError as error:
+            logger.warning("could not cancel the statement on %s, which is closed: %s", self, error)
+        finally:
+            request.close()
+
+    def cancel(self) -> None:
+        """Cancel what the connection is running, as psycopg2's; any task may call it. Suspends for a round trip.
+
+        Raises `psycopg2.OperationalError` if the request can't be delivered within 30 s.
+        """
+        self.cancel_safe()
+
+    def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        """The same as `cancel()`, under the name and with the `timeout` (seconds) of psycopg 3."""
+        if self.closed:
+            raise psycopg2.InterfaceError("connection already closed")
+        if self.status == extensions.STATUS_PREPARED:
+            raise psycopg2.ProgrammingError("cancel cannot be used with a prepared two-phase transaction")
+        request_cancel(self, time.monotonic() + timeout)
+
+    def deadline(self, seconds: float) -> DeadlineBlock:
+        """`with conn.deadline(seconds):` a limit for all statements of the block together.
+
+        When it is over, the statement that runs is cancelled and raises `errors.DeadlineExceeded`; the connection can
+        be used on after a rollback. If the server can't be reached, the connection is closed. Raises ValueError
+        unless `seconds` is positive.
+        """
+        return DeadlineBlock(self, seconds)
+
+    @property
+    def statement_deadline(self) -> float | None:
+        """Seconds that each statement has, from when it is sent; None (default): no limit. See `deadline()`."""
+        return None if self._deadlines is None else self._deadlines.per_statement
+
+    @statement_deadline.setter
+    def statement_deadline(self, seconds: float | None) -> None:
+        deadlines_of(self).per_statement = None if seconds is None else checked_seconds(seconds)
 
     def cursor(
         self, name: Any = None, cursor_factory: Any = None, withhold: bool = False, scrollable: bool | None = None

@@ -1,8 +1,12 @@
 """The wait callback: what psycopg2 calls whenever it would block.
 
 psycopg2 holds the connection's mutex while it calls. Whoever calls into the same connection meanwhile would block the
-whole native thread, hub and all; that's why the waiting task is noted on the connection (`WaitState.owner`) and why
+whole native thread, hub and all; that's why the waiting task is noted on the connection (`WaitState._owner`), and why
 `Connection` and `Cursor` look there before they call psycopg2.
+
+An exception that leaves the callback makes psycopg2 close the connection, and the server goes on with the statement.
+So an exception that is thrown into a wait is held back: the statement is cancelled (interrupting.py), the callback
+returns as if nothing had happened, and the guarded call (guarding.py) raises the exception when psycopg2 is through.
 """
 
 from __future__ import annotations
@@ -13,8 +17,10 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
-from ..errors import ConnectionInUse
+from ..errors import ConnectionInUse, DeadlineExceeded
 from ..hubs import FdWaiter, Hub, hub
+from .deadlines import Deadlines
+from .interrupting import interrupt, interrupt_foreign
 
 _OK, _READ, _WRITE = extensions.POLL_OK, extensions.POLL_READ, extensions.POLL_WRITE
 _CONNECTED = frozenset({extensions.STATUS_READY, extensions.STATUS_BEGIN, extensions.STATUS_PREPARED})
@@ -27,21 +33,32 @@ class WaitState:
     _owner: object | None = None
     #: Made at the first wait after connecting; until then libpq may go from socket to socket.
     _fd_waiter: FdWaiter | None = None
+    #: The guarded call that is under way; None if psycopg2 was called past the guards.
+    _call: str | None = None
+    #: What was thrown into the present call's wait, to be raised at its end.
+    _interruption: BaseException | None = None
+    #: None until a deadline is set for the first time.
+    _deadlines: Deadlines | None = None
 
     def _refuse_if_owned(self, operation: str) -> None:
         if self._owner is not None:
             raise ConnectionInUse(operation, hub().describe(self._owner))
+
+    def _raise_interruption(self) -> None:
+        interruption, self._interruption = self._interruption, None
+        if interruption is not None:
+            raise interruption
 
 
 def make_wait_callback(wait_hub: Hub) -> Callable[[Any], None]:
     """The function for `psycopg2.extensions.set_wait_callback`, waiting by the hub. It suspends its caller."""
     current_task = wait_hub.current
 
-    def wait_callback(conn: Any) -> None:
+    def wait_callback(conn: Any) -> None:  # noqa: PLR0912 - in one piece, since every statement runs through it
         try:
             waiter = conn._fd_waiter
-        except AttributeError:  # not one of ours
-            return wait_by_poll(conn, wait_hub)
+        except AttributeError:
+            return _wait_for_foreign(conn, wait_hub)
         if waiter is None:
             if conn.status not in _CONNECTED:
                 return wait_by_poll(conn, wait_hub)
@@ -49,20 +66,47 @@ def make_wait_callback(wait_hub: Hub) -> Callable[[Any], None]:
         poll = conn.poll
         conn._owner = current_task()
         try:
+            if conn._interruption is not None:
+                # psycopg2 has sent another statement for a call that was interrupted: its BEGIN came first.
+                return interrupt(conn, waiter, conn._interruption)
+            deadline = None if conn._deadlines is None else conn._deadlines.next_deadline()
             while True:
                 state = poll()
                 if state == _READ:
-                    waiter.wait_read()
+                    is_in_time = waiter.wait_read(deadline)
                 elif state == _OK:
                     return None
                 elif state == _WRITE:
-                    waiter.wait_write()
+                    is_in_time = waiter.wait_write(deadline)
                 else:
                     raise psycopg2.OperationalError(f"unexpected result of poll(): {state!r}")
+                if not is_in_time:
+                    # Before giving up, the socket is looked at once more: the answer may be there.
+                    if poll() == _OK:
+                        return None
+                    raise conn._deadlines.exceeded()
+        except DeadlineExceeded as exception:
+            interrupt(conn, waiter, exception)
+        except psycopg2.Error:
+            raise  # libpq's own: the connection is lost, and psycopg2 closes it
+        except BaseException as exception:
+            interrupt(conn, waiter, exception)
         finally:
             conn._owner = None
 
     return wait_callback
+
+
+def _wait_for_foreign(conn: Any, wait_hub: Hub) -> None:
+    """Wait for a connection that isn't a `Connection`. Interrupted, it is closed, but its statement is cancelled."""
+    try:
+        wait_by_poll(conn, wait_hub)
+    except psycopg2.Error:
+        raise
+    except BaseException:
+        if conn.status in _CONNECTED:
+            interrupt_foreign(conn)
+        raise
 
 
 def wait_by_poll(conn: Any, wait_hub: Hub) -> None:

@@ -224,6 +224,8 @@ def _connect(pool: ConnectionPool) -> Any:
     try:
         if kwargs.get("autocommit"):
             conn.autocommit = True
+        if pool.statement_deadline is not None:
+            conn.statement_deadline = pool.statement_deadline
         if pool._configure is not None:
             pool._configure(conn)
             status = conn.info.transaction_status

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from ..connection.connection import Connection
+from ..connection.deadlines import checked_seconds
 from ..errors import PoolClosed, PoolTimeout
 from ..hubs import Event, hub
 from .contexts import ConnectionContext, CursorContext
@@ -52,6 +53,7 @@ class ConnectionPool:
     - `reconnect_timeout` (300): how long connecting is tried again, with backoff, before `reconnect_failed(pool)` is
       called. `num_workers` (3): how many connections are opened at a time.
     - `close_returns` (False): `conn.close()` returns the connection to the pool.
+    - `statement_deadline` (None: no limit): how long each statement may take, see `Connection.deadline()`.
 
     Raises ValueError and TypeError for values that make no sense, `psycopg2.ProgrammingError` for a malformed conninfo.
     All its methods may be called from any task of any native thread.
@@ -76,6 +78,7 @@ class ConnectionPool:
         reconnect_timeout: float = 5 * 60.0,
         reconnect_failed: Callable[[ConnectionPool], object] | None = None,
         num_workers: int = 3,
+        statement_deadline: float | None = None,
     ) -> None:
         min_size, max_size = check_sizes(min_size, max_size)
         if num_workers < 1:
@@ -94,6 +97,7 @@ class ConnectionPool:
         self.reconnect_timeout = reconnect_timeout
         self.num_workers = num_workers
         self.close_returns = close_returns
+        self.statement_deadline = None if statement_deadline is None else checked_seconds(statement_deadline)
         self._configure = configure
         self._reset = reset
         self._reconnect_failed = reconnect_failed

@@ -1,0 +1,57 @@
+"""Guarded calls: psycopg2's methods that talk to the server, safe from other tasks, raising what interrupted them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+
+def guarded_method(psycopg2_class: Any, name: str) -> Callable[..., Any]:
+    """psycopg2's connection method of that name, guarded."""
+    method = getattr(psycopg2_class, name)
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._owner is not None:
+            self._refuse_if_owned(name)
+        self._call = name
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self._call = None
+            if self._interruption is not None:
+                self._raise_interruption()
+
+    return call
+
+
+def guarded_cursor_method(psycopg2_class: Any, name: str) -> Callable[..., Any]:
+    """psycopg2's cursor method of that name, guarded on its connection."""
+    method = getattr(psycopg2_class, name)
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        conn = self.connection
+        if conn._owner is not None:
+            conn._refuse_if_owned(name)
+        conn._call = name
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            conn._call = None
+            if conn._interruption is not None:
+                conn._raise_interruption()
+
+    return call
+
+
+def guarded_property(psycopg2_class: Any, name: str) -> Any:
+    """psycopg2's connection attribute of that name, its setter guarded."""
+    descriptor = getattr(psycopg2_class, name)
+
+    def assign(self: Any, value: Any) -> None:
+        self._refuse_if_owned(f"{name} = ")
+        descriptor.__set__(self, value)
+
+    return property(descriptor.__get__, assign, doc=descriptor.__doc__)
