@@ -123,6 +123,22 @@ def test_finds_the_hub(patching, found):
     assert printed == found
 
 
+def test_pool_in_a_monkey_patched_program_without_patch():
+    """Waiting for a connection would stop the only thread there is."""
+    printed = run_python(
+        """
+        from gevent import monkey; monkey.patch_all()
+        import greenpg
+        pool = greenpg.ConnectionPool("host=/nowhere")
+        try:
+            pool.getconn()
+        except greenpg.errors.PatchError as error:
+            print(error)
+        """
+    )
+    assert printed.startswith("the program is monkey-patched for gevent, but psycopg2 isn't: call greenpg.patch()")
+
+
 def test_importing_greenpg_imports_no_event_loop():
     printed = run_python(
         "import sys, greenpg; print([m for m in ('gevent', 'eventlet', 'greenlet') if m in sys.modules])"

@@ -81,6 +81,17 @@ def unpatch() -> None:
     hubs.use(old.old_hub)
 
 
+def check_patched() -> None:
+    """Raise PatchError in a program that is monkey-patched, but in which psycopg2 would block all of its tasks."""
+    if _patch is None and extensions.get_wait_callback() is None:
+        found = hubs.monkey_patched_hub()
+        if found is not None:
+            raise PatchError(
+                f"the program is monkey-patched for {found.name}, but psycopg2 isn't: call greenpg.patch() at startup, "
+                "after the monkey-patching and in the process that does the work (under gunicorn: in the worker)"
+            )
+
+
 def is_patched() -> bool:
     """Whether `patch()` is in force."""
     return _patch is not None

@@ -57,12 +57,20 @@ _ADVICE = {
 }
 
 
-def _found_hub() -> Hub:
+def monkey_patched_hub() -> Hub | None:
+    """The hub for what the program is monkey-patched with; None if it isn't."""
     for name, marker in (("gevent", "gevent.monkey"), ("eventlet", "eventlet.patcher")):
         if marker in sys.modules:
             found = _make(name)
             if found.is_monkey_patched():
                 return found
+    return None
+
+
+def _found_hub() -> Hub:
+    found = monkey_patched_hub()
+    if found is not None:
+        return found
     warnings.warn(
         "greenpg.patch(): nothing is monkey-patched, so native threads are assumed; "
         f"{_ADVICE['gevent']} (or {_ADVICE['eventlet'].removeprefix('call ')}) first, "

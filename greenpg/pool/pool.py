@@ -16,6 +16,7 @@ from typing import Any
 
 from ..connection.connection import Connection
 from ..connection.deadlines import checked_seconds
+from ..connection.patching import check_patched
 from ..errors import PoolClosed, PoolTimeout
 from ..hubs import Event, hub
 from .contexts import ConnectionContext, CursorContext
@@ -119,8 +120,10 @@ class ConnectionPool:
         """Start to connect, in the background; with `wait`, suspend until `min_size` connections are there.
 
         Harmless on an open pool. Raises `PoolClosed` if the pool has been closed, `PoolTimeout` (and closes the pool)
-        if waiting takes longer than `timeout` seconds.
+        if waiting takes longer than `timeout` seconds, `errors.PatchError` in a monkey-patched program without
+        `greenpg.patch()`.
         """
+        check_patched()
         with self._mutex:
             if self._closed and self._opened:
                 raise PoolClosed(f"the pool {self.name!r} has been closed and can't be opened again: make a new one")
