@@ -26,6 +26,13 @@ _text = ctypes.c_char_p
 #: name -> result and argument types. A PGconn*, PGresult*, PGcancel* and PGcancelConn* is an address.
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "PQlibVersion": (_int, []),
+    "PQfinish": (None, [_pointer]),
+    "PQconnectStart": (_pointer, [_text]),
+    "PQconninfo": (_pointer, [_pointer]),
+    "PQconninfoFree": (None, [_pointer]),
+    "PQhost": (_text, [_pointer]),
+    "PQhostaddr": (_text, [_pointer]),
+    "PQport": (_text, [_pointer]),
     "PQgetCancel": (_pointer, [_pointer]),
     "PQcancel": (_int, [_pointer, _pointer, _int]),
     "PQfreeCancel": (None, [_pointer]),
@@ -70,6 +77,51 @@ def has_function(name: str) -> bool:
     except LibpqUnavailable:
         return False
     return True
+
+
+class _ConninfoOption(ctypes.Structure):
+    _fields_ = (
+        ("keyword", _text),
+        ("envvar", _text),
+        ("compiled", _text),
+        ("val", _text),
+        ("label", _text),
+        ("dispchar", _text),
+        ("dispsize", _int),
+    )
+
+
+def connection_options(dsn: str) -> dict[str, str]:
+    """All options that a connection with this DSN would have, those from the environment and the service file included.
+
+    libpq offers no way to ask for them without connecting, but it settles them before it finds a value to be
+    nonsense. Reads the service file; doesn't connect.
+    """
+    conn = function("PQconnectStart")(f"{dsn} ssl_min_protocol_version=nonsense".encode())
+    try:
+        first = function("PQconninfo")(conn)
+        options = {}
+        try:
+            address = first
+            while address:
+                option = _ConninfoOption.from_address(address)
+                if option.keyword is None:
+                    break
+                if option.val is not None:
+                    options[option.keyword.decode()] = option.val.decode()
+                address += ctypes.sizeof(_ConninfoOption)
+        finally:
+            function("PQconninfoFree")(first)
+        options.pop("ssl_min_protocol_version", None)
+        return options
+    finally:
+        function("PQfinish")(conn)
+
+
+def current_host(pgconn: int) -> tuple[str, str, str]:
+    """Host, IP address and port of the server to which the connection is, or is being, made. Empty where unknown."""
+    host, address, port = (function(name)(pgconn) or b"" for name in ("PQhost", "PQhostaddr", "PQport"))
+    return host.decode(), address.decode(), port.decode()
 
 
 def text_buffer(size: int) -> Any:

@@ -1,37 +1,97 @@
-"""Making connections."""
+"""Making connections, with `connect_timeout` and name look-ups that hold in green mode."""
 
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import psycopg2
 from psycopg2 import extensions
 from psycopg2._psycopg import _connect as _c_connect
 
+from ..hubs import hub
 from .composing import compose
 from .connection import Connection
+from .hosts import ConnectWatch, Host, HostTimedOut, Route, find_route, look_up, watches
 
 _psycopg2_connect: Any = _c_connect  # psycopg2's own, whatever patch() puts in its place
 
 
-def connect(dsn: str | None = None, connection_factory: Any = None, cursor_factory: Any = None, **kwargs: Any) -> Any:
+def connect(
+    dsn: str | None = None,
+    connection_factory: Any = None,
+    cursor_factory: Any = None,
+    *,
+    total_connect_timeout: float | None = None,
+    **kwargs: Any,
+) -> Any:
     """A new connection, with `psycopg2.connect`'s parameters and errors. Suspends the caller.
 
     It is a `greenpg.Connection`, and of the class `connection_factory` as well where one is named. Other tasks run
     while it connects if `greenpg.patch()` was called before; otherwise it blocks as psycopg2 does.
+
+    libpq's `connect_timeout` (whole seconds; from the DSN, a keyword, the service file or PGCONNECT_TIMEOUT) limits
+    each address of each host, the look-up of its name included; `total_connect_timeout` (seconds; default: no limit)
+    limits all of them together. For TCP, keepalives and `tcp_user_timeout` have defaults by which a peer that is gone
+    is noticed within about a minute; keywords of these names change them.
     """
     asynchronous = {key: kwargs.pop(key) for key in ("async", "async_") if key in kwargs}
-    conn = raw_connect(checked_dsn(dsn, **kwargs), connection_factory, **asynchronous)
+    if total_connect_timeout is not None and not total_connect_timeout > 0:
+        raise ValueError(f"total_connect_timeout must be a positive number of seconds, not {total_connect_timeout!r}")
+    conn = raw_connect(
+        checked_dsn(dsn, **kwargs), connection_factory, total_connect_timeout=total_connect_timeout, **asynchronous
+    )
     if cursor_factory is not None:
         conn.cursor_factory = cursor_factory
     return conn
 
 
-def raw_connect(dsn: str, connection_factory: Any = None, **asynchronous: Any) -> Any:
+def raw_connect(
+    dsn: str, connection_factory: Any = None, *, total_connect_timeout: float | None = None, **asynchronous: Any
+) -> Any:
     """What stands in for `psycopg2._connect` while patched."""
     factory = Connection if connection_factory is None else compose(connection_factory, Connection)
-    return _psycopg2_connect(dsn, connection_factory=factory, **asynchronous)
+    if extensions.get_wait_callback() is None:  # libpq does it all, in C
+        return _psycopg2_connect(dsn, connection_factory=factory, **asynchronous)
+    deadline = None if total_connect_timeout is None else time.monotonic() + total_connect_timeout
+    route = find_route(dsn)
+    first_deadline = deadline if route.timeout is None else _earlier(deadline, time.monotonic() + route.timeout)
+    hosts, failures = look_up(route.hosts, first_deadline)
+    if route.hosts and not hosts:
+        raise psycopg2.OperationalError("\n".join(failures))
+    if any(asynchronous.values()):
+        conn = _psycopg2_connect(route.dsn_to(hosts), connection_factory=factory, **asynchronous)
+    else:
+        conn = _connect_in_time(route, hosts, failures, factory, deadline)
+    if isinstance(conn, Connection):
+        conn._given_dsn = dsn
+    return conn
+
+
+def _connect_in_time(route: Route, hosts: list[Host], failures: list[str], factory: Any, deadline: float | None) -> Any:
+    """Let libpq try the hosts; whenever one has had its time, begin again without it."""
+    task = hub().current()
+    while True:
+        watch = watches[task] = ConnectWatch(route.timeout, deadline)
+        try:
+            return _psycopg2_connect(route.dsn_to(hosts), connection_factory=factory)
+        except HostTimedOut:
+            host = watch.timed_out(hosts)
+            failures.append(f"connection to {host} failed: timeout expired")
+            hosts = [other for other in hosts if other is not host]
+            if not hosts or (deadline is not None and time.monotonic() >= deadline):
+                raise psycopg2.OperationalError("\n".join(failures)) from None
+        except psycopg2.OperationalError as error:
+            if not failures:
+                raise
+            raise psycopg2.OperationalError("\n".join([*failures, str(error)])) from None
+        finally:
+            del watches[task]
+
+
+def _earlier(deadline: float | None, other: float) -> float:
+    return other if deadline is None else min(deadline, other)
 
 
 def checked_dsn(dsn: str | None, **kwargs: Any) -> str:

@@ -38,6 +38,8 @@ class Connection(WaitState, _connection):
     connection stays open, its transaction in error as after any failed statement.
     """
 
+    #: The connection string as it was given, before names were looked up.
+    _given_dsn: str | None = None
     #: The pool that has lent the connection, while it is lent.
     _pool: Any = None
 
@@ -135,6 +137,16 @@ class Connection(WaitState, _connection):
         if self.status == extensions.STATUS_PREPARED:
             raise psycopg2.ProgrammingError("cancel cannot be used with a prepared two-phase transaction")
         request_cancel(self, time.monotonic() + timeout)
+
+    @property
+    def dsn(self) -> str:
+        """The connection string as it was given, its password masked as psycopg2 does."""
+        if self._given_dsn is None:
+            return str(_connection.dsn.__get__(self))
+        parameters = extensions.parse_dsn(self._given_dsn)
+        if "password" not in parameters:
+            return self._given_dsn
+        return str(extensions.make_dsn(**parameters | {"password": "xxx"}))
 
     def deadline(self, seconds: float) -> DeadlineBlock:
         """`with conn.deadline(seconds):` a limit for all statements of the block together.

@@ -20,6 +20,7 @@ from psycopg2 import extensions
 from ..errors import ConnectionInUse, DeadlineExceeded
 from ..hubs import FdWaiter, Hub, hub
 from .deadlines import Deadlines
+from .hosts import HostTimedOut, watches
 from .interrupting import interrupt, interrupt_foreign
 
 _OK, _READ, _WRITE = extensions.POLL_OK, extensions.POLL_READ, extensions.POLL_WRITE
@@ -112,18 +113,24 @@ def _wait_for_foreign(conn: Any, wait_hub: Hub) -> None:
 def wait_by_poll(conn: Any, wait_hub: Hub) -> None:
     """Wait for a connection of which nothing can be kept from wait to wait: a foreign one, or one that is connecting.
 
-    While it connects, libpq may close its socket and get the same number for the next one, to another host.
+    While it connects, libpq may close its socket and get the same number for the next one, to another host. A
+    `ConnectWatch` of the task limits the time (see connecting.py).
     """
+    watch = watches.get(wait_hub.current())
+    is_in_time = True
     while True:
         state = conn.poll()
         if state == _OK:
             return
+        if not is_in_time:  # polled once more, and the answer isn't there
+            raise HostTimedOut("timeout expired")
+        deadline = None if watch is None else watch.deadline(conn.pgconn_ptr)
         waiter = wait_hub.fd_waiter(conn.fileno())
         try:
             if state == _READ:
-                waiter.wait_read()
+                is_in_time = waiter.wait_read(deadline)
             elif state == _WRITE:
-                waiter.wait_write()
+                is_in_time = waiter.wait_write(deadline)
             else:
                 raise psycopg2.OperationalError(f"unexpected result of poll(): {state!r}")
         finally:
