@@ -97,7 +97,8 @@ def connection_options(dsn: str) -> dict[str, str]:
     libpq offers no way to ask for them without connecting, but it settles them before it finds a value to be
     nonsense. Reads the service file; doesn't connect.
     """
-    conn = function("PQconnectStart")(f"{dsn} ssl_min_protocol_version=nonsense".encode())
+    nonsense = extensions.make_dsn(dsn, ssl_min_protocol_version="nonsense")
+    conn = function("PQconnectStart")(nonsense.encode())
     try:
         first = function("PQconninfo")(conn)
         options = {}

@@ -121,3 +121,14 @@ def guard(hub_name, request):
     with Guard() as running:
         yield running
     assert not running.stalls, f"the hub was blocked for {[f'{stall * 1000:.0f} ms' for stall in running.stalls]}"
+
+
+@pytest.fixture
+def through_proxy(server):
+    """A TCP proxy to the server, and a DSN that goes through it."""
+    from proxy import Proxy
+    from psycopg2 import extensions
+
+    parameters = extensions.parse_dsn(server.tcp_dsn)
+    with Proxy(parameters["host"], parameters["port"]) as proxy:
+        yield proxy, extensions.make_dsn(server.tcp_dsn, port=proxy.port)

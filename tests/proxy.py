@@ -6,13 +6,13 @@ import subprocess
 import sys
 
 _PROGRAM = r"""
-import selectors, socket, struct, sys, time, threading
+import socket, struct, sys, time, threading
 
 target = (sys.argv[1], int(sys.argv[2]))
 delay = float(sys.argv[3])
 listener = socket.create_server(("127.0.0.1", 0), backlog=200)
 print(listener.getsockname()[1], flush=True)
-state = {"stalled": False, "refuse": False, "bytes": 0}
+state = {"stalled": False, "refuse": False}
 pairs = []
 
 def pump(source, sink):
@@ -34,25 +34,27 @@ def pump(source, sink):
         except OSError:
             pass
 
+def connect(client):
+    while state["stalled"]:
+        time.sleep(0.005)
+    try:
+        server = socket.create_connection(target)
+    except OSError:
+        client.close()
+        return
+    for end in (client, server):
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    pairs.append((client, server))
+    threading.Thread(target=pump, args=(client, server), daemon=True).start()
+    pump(server, client)
+
 def serve():
     while True:
         client, _ = listener.accept()
         if state["refuse"]:
             client.close()
-            continue
-        if state["stalled"]:
-            pairs.append((client, client))
-            continue
-        try:
-            server = socket.create_connection(target)
-        except OSError:
-            client.close()
-            continue
-        for end in (client, server):
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        pairs.append((client, server))
-        threading.Thread(target=pump, args=(client, server), daemon=True).start()
-        threading.Thread(target=pump, args=(server, client), daemon=True).start()
+        else:
+            threading.Thread(target=connect, args=(client,), daemon=True).start()
 
 threading.Thread(target=serve, daemon=True).start()
 for line in sys.stdin:
@@ -110,7 +112,7 @@ class Proxy:
         assert self._process.stdout.readline() == "ok\n"
 
     def stall(self):
-        """Nothing gets through any more, in either direction; new connections are accepted and not answered."""
+        """Nothing gets through any more, in either direction; new connections are accepted, and answered after `resume()`."""
         self._command("stall")
 
     def resume(self):

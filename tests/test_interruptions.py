@@ -7,7 +7,6 @@ import time
 import psycopg2
 import pytest
 from kit import Task, run_all, wait_until
-from proxy import Proxy
 from psycopg2 import extensions
 
 import greenpg
@@ -28,19 +27,6 @@ def conn(dsn):
     conn = greenpg.connect(dsn, application_name="interrupted")
     yield conn
     conn.close()
-
-
-@pytest.fixture
-def tcp_dsn(server):
-    return server.tcp_dsn
-
-
-@pytest.fixture
-def through_proxy(tcp_dsn):
-    """A proxy to the server, and a DSN that goes through it."""
-    parameters = extensions.parse_dsn(tcp_dsn)
-    with Proxy(parameters["host"], parameters["port"]) as proxy:
-        yield proxy, extensions.make_dsn(tcp_dsn, port=proxy.port)
 
 
 def statements_running(admin):
@@ -280,6 +266,22 @@ def test_kill_while_connecting(through_proxy):
     assert isinstance(task.error, Killed)
 
 
+@pytest.mark.parametrize("call", ["rollback", "commit", "reset", "set_client_encoding"])
+def test_kill_in_calls_that_end_soon(through_proxy, call):
+    proxy, dsn = through_proxy
+    conn = greenpg.connect(dsn)
+    conn.cursor().execute("SELECT 1")
+    proxy.stall()
+    task = Task(getattr(conn, call), *(["LATIN1"] if call == "set_client_encoding" else []))
+    throw_into(task, conn)
+    proxy.resume()
+    task.join(10)
+    assert isinstance(task.error, Killed)
+    assert not conn.closed
+    assert usable(conn)
+    conn.close()
+
+
 # -- COMMIT
 
 
@@ -351,70 +353,6 @@ def test_other_errors_have_no_commit_outcome(conn):
     with pytest.raises(psycopg2.errors.SyntaxError) as caught:
         conn.cursor().execute("nonsense")
     assert errors.commit_outcome(caught.value) is None
-
-
-# -- deadlines
-
-
-def test_deadline_of_a_block(conn, admin):
-    with conn.deadline(0.1):
-        conn.cursor().execute("SELECT pg_sleep(0.01)")
-        with pytest.raises(errors.DeadlineExceeded, match=r"block took longer than its deadline of 0\.1 s") as caught:
-            conn.cursor().execute("SELECT pg_sleep(60)")
-    assert isinstance(caught.value, extensions.QueryCanceledError)
-    assert isinstance(caught.value, psycopg2.OperationalError)
-    assert caught.value.pgcode == "57014"
-    assert statements_running(admin) == []
-    assert usable(conn)
-    conn.cursor().execute("SELECT pg_sleep(0.15)")  # no deadline any more
-
-
-def test_deadline_of_the_connection(conn):
-    assert conn.statement_deadline is None
-    conn.statement_deadline = 0.1
-    for _ in range(3):
-        conn.cursor().execute("SELECT pg_sleep(0.05)")
-    with pytest.raises(errors.DeadlineExceeded, match=r"statement took longer than its deadline of 0\.1 s"):
-        conn.cursor().execute("SELECT pg_sleep(60)")
-    assert usable(conn)
-    conn.statement_deadline = None
-    conn.cursor().execute("SELECT pg_sleep(0.15)")
-
-
-def test_the_earliest_deadline_counts(conn):
-    conn.statement_deadline = 60
-    with conn.deadline(60), conn.deadline(0.05), conn.deadline(30):
-        with pytest.raises(errors.DeadlineExceeded, match=r"0\.05 s"):
-            conn.cursor().execute("SELECT pg_sleep(60)")
-    assert usable(conn)
-
-
-@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
-def test_senseless_deadlines(conn, seconds):
-    with pytest.raises(ValueError, match="positive number of seconds"):
-        conn.deadline(seconds)
-    with pytest.raises(ValueError, match="positive number of seconds"):
-        conn.statement_deadline = seconds
-
-
-def test_deadline_when_the_network_stalls(through_proxy, monkeypatch):
-    monkeypatch.setattr(interrupting, "CANCEL_TIMEOUT", 0.3)
-    proxy, dsn = through_proxy
-    conn = greenpg.connect(dsn)
-    conn.cursor().execute("SELECT 1")
-    proxy.stall()
-    with conn.deadline(0.1), pytest.raises(errors.DeadlineExceeded):
-        conn.cursor().execute("SELECT 1")
-    assert conn.closed
-
-
-def test_deadline_of_a_pool(make_pool):
-    pool = make_pool(min_size=1, statement_deadline=0.1)
-    with pytest.raises(errors.DeadlineExceeded), pool.cursor() as cur:
-        cur.execute("SELECT pg_sleep(60)")
-    with pool.cursor() as cur:
-        cur.execute("SELECT 1")
-    assert pool.get_stats()["connections_num"] == 1, "the connection was kept"
 
 
 def test_late_commit_is_no_error(conn, slow_commit):

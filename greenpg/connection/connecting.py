@@ -83,9 +83,7 @@ def _connect_in_time(route: Route, hosts: list[Host], failures: list[str], facto
             if not hosts or (deadline is not None and time.monotonic() >= deadline):
                 raise psycopg2.OperationalError("\n".join(failures)) from None
         except psycopg2.OperationalError as error:
-            if not failures:
-                raise
-            raise psycopg2.OperationalError("\n".join([*failures, str(error)])) from None
+            raise psycopg2.OperationalError("\n".join([*failures, watch.complete(str(error))])) from None
         finally:
             del watches[task]
 

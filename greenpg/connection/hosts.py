@@ -74,7 +74,10 @@ class Route:
 
 
 def find_route(dsn: str) -> Route:
-    """Read a connection string as libpq would. Doesn't suspend, and raises nothing: complaining is left to libpq."""
+    """Read a connection string as libpq would. Doesn't suspend.
+
+    Raises OperationalError for a `connect_timeout` that is no number; complaining of the rest is left to libpq.
+    """
     try:
         options = libpq.connection_options(dsn)
     except LibpqUnavailable:
@@ -146,8 +149,10 @@ def _is_numeric(name: str) -> bool:
 def _timeout(text: str | None) -> float | None:
     try:
         seconds = int(text or 0)
-    except ValueError:  # libpq will say so
-        return None
+    except ValueError:
+        # in libpq's words: it doesn't look at this option unless it waits itself
+        message = f'invalid integer value "{text}" for connection option "connect_timeout"'
+        raise psycopg2.OperationalError(message) from None
     return float(seconds) if seconds > 0 else None
 
 
@@ -158,18 +163,20 @@ class ConnectWatch:
         self._timeout = timeout
         self._total_deadline = total_deadline
         self._host_deadline: float | None = None
-        #: Name, address and port of the host that is being tried.
-        self.current: tuple[str, str, str] | None = None
+        #: The host that is being tried, and the one that was tried first.
+        self.current: Host | None = None
+        self.first: Host | None = None
 
     def deadline(self, pgconn: int) -> float | None:
         """Until when the host that is being tried may take."""
-        if self._timeout is not None:
-            try:
-                current = libpq.current_host(pgconn)
-            except LibpqUnavailable:
-                current = ("", "", "")
-            if current != self.current:
-                self.current = current
+        try:
+            current = Host(*libpq.current_host(pgconn))
+        except LibpqUnavailable:
+            current = Host("", "", "")
+        self.first = self.first or current
+        if current != self.current:
+            self.current = current
+            if self._timeout is not None:
                 self._host_deadline = time.monotonic() + self._timeout
         deadlines = [deadline for deadline in (self._host_deadline, self._total_deadline) if deadline is not None]
         return min(deadlines, default=None)
@@ -177,12 +184,16 @@ class ConnectWatch:
     def timed_out(self, hosts: list[Host]) -> Host:
         """Which of the hosts it is that is being tried."""
         for host in hosts:
-            name, address, port = self.current or ("", "", "")
-            if port in (host.port, host.port or "5432") and (
-                address == (host.address or host.name) or (not address and name == host.name)
-            ):
+            address = host.address or (host.name if not host.is_unix else "")
+            if self.current == Host(host.name, address, host.port):
                 return host
         return hosts[0]
+
+    def complete(self, message: str) -> str:
+        """libpq's message, with the beginning that gets lost when psycopg2 makes the new connection non-blocking."""
+        if self.first is None or not self.first.address or message.startswith(("connection to ", "could not ")):
+            return message
+        return f"connection to {self.first} failed: {message}"
 
 
 class HostTimedOut(psycopg2.OperationalError):
