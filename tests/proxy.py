@@ -112,7 +112,7 @@ class Proxy:
         assert self._process.stdout.readline() == "ok\n"
 
     def stall(self):
-        """Nothing gets through any more, in either direction; new connections are accepted, and answered after `resume()`."""
+        """Nothing gets through any more, in either direction; new connections wait for `resume()`, too."""
         self._command("stall")
 
     def resume(self):
