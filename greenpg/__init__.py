@@ -21,12 +21,13 @@ from .connection.connection import Connection
 from .connection.cursor import Cursor, ServerCursor
 from .connection.patching import is_patched, patch, unpatch
 from .errors import PoolClosed, PoolTimeout, TooManyRequests
-from .pool.pool import ConnectionPool
+from .pool.pool import ConnectionPool, NullConnectionPool
 
 __all__ = [
     "Connection",
     "ConnectionPool",
     "Cursor",
+    "NullConnectionPool",
     "PoolClosed",
     "PoolTimeout",
     "ServerCursor",

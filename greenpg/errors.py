@@ -64,7 +64,16 @@ class PoolClosed(psycopg2.OperationalError):
 
 
 class PoolTimeout(psycopg2.OperationalError):
-    """No connection became free in time. The text says what the pool's connections were doing."""
+    """No connection became free in time. The text says what the pool's connections were doing.
+
+    Fields: `size`, how many there are; `lent`, how many of them are lent; `waiting`, how many requests still wait.
+    """
+
+    def __init__(self, *args: object, size: int = 0, lent: int = 0, waiting: int = 0) -> None:
+        super().__init__(*args)
+        self.size = size
+        self.lent = lent
+        self.waiting = waiting
 
 
 class TooManyRequests(psycopg2.OperationalError):

@@ -7,6 +7,7 @@ does is tested on a real one.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import random
 import types
@@ -107,6 +108,15 @@ class SimulatedHub:
     def current(self):
         return greenlet.getcurrent()
 
+    def is_readable(self, fd):
+        return self.fd_is_readable(fd)
+
+    def fd_is_readable(self, conn):
+        return conn.is_dead
+
+    def on_end(self, task, call):
+        return None
+
     def describe(self, task):
         return "a simulated task"
 
@@ -171,6 +181,11 @@ class SimulatedServer:
         self.most_open = max(self.most_open, len(self.open))
         return conn
 
+    def restart(self):
+        """All connections end, and their clients don't know it yet."""
+        for conn in self.open:
+            conn.is_dead = True
+
     def delay(self):
         self.hub.sleep(self.hub.random.random() * self.latency)
 
@@ -182,6 +197,20 @@ class SimulatedConnection:
         self._user = None
         self._pool = self._slot = None
         self.closed = 0
+        self.is_dead = False
+        self.autocommit = False
+
+    def fileno(self):
+        return self
+
+    def poll(self):
+        if self.is_dead:
+            self.break_down()
+            raise OperationalError("the simulated server has closed the connection")
+
+    @contextlib.contextmanager
+    def cursor(self):
+        yield types.SimpleNamespace(execute=lambda query: self._call(self._status))
 
     @property
     def info(self):
@@ -200,6 +229,8 @@ class SimulatedConnection:
     rollback = commit
 
     def _call(self, status_afterwards):
+        if self.is_dead:
+            self.break_down()
         if self.closed:
             raise OperationalError("connection already closed")
         task = greenlet.getcurrent()

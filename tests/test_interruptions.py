@@ -208,7 +208,7 @@ def test_methods_that_call_psycopg2_past_the_guards(dsn, admin):
     throw_into(task, conn)
     task.join(5)
     assert isinstance(task.error, Killed)
-    assert statements_running(admin) == []
+    wait_until(lambda: statements_running(admin) == [], 2)
     assert conn.closed
 
 

@@ -9,11 +9,15 @@ import os
 import textwrap
 import types
 
+import psycopg2
 import pytest
 from kit import CheckingMutex
 from simulation import Killed, SimulatedHub, SimulatedServer
 
 import greenpg
+import greenpg.pool.base
+import greenpg.pool.healing
+import greenpg.pool.keeping
 import greenpg.pool.opening
 import greenpg.pool.pool
 import greenpg.pool.returning
@@ -22,7 +26,7 @@ from greenpg import hubs
 
 pytestmark = pytest.mark.only_hub("threads")
 
-SEEDS = int(os.environ.get("GREENPG_SIMULATIONS", "1500"))
+SEEDS = int(os.environ.get("GREENPG_SIMULATIONS", "2000"))
 
 
 class Simulation:
@@ -33,7 +37,8 @@ class Simulation:
         self.random = self.hub.random
         self.server = SimulatedServer(self.hub, failure_rate=self.random.choice([0.0, 0.0, 0.3]))
         clock = types.SimpleNamespace(monotonic=lambda: self.hub.now)
-        for module in (greenpg.pool.pool, greenpg.pool.opening, greenpg.pool.returning, greenpg.pool.waiting):
+        for name in ("base", "healing", "keeping", "opening", "pool", "returning", "waiting"):
+            module = getattr(greenpg.pool, name)
             monkeypatch.setattr(module, "time", clock)
         monkeypatch.setattr(greenpg.pool.opening, "connect", self.server.connect)
         self.old_hub = hubs.use(self.hub)
@@ -45,6 +50,10 @@ class Simulation:
             max_waiting=self.random.choice([0, 0, 3]),
             max_lifetime=self.random.choice([0.05, 3600]),
             reset=self.random.choice([None, None, self.reset]),
+            check=self.random.choice([None, None, self.check]),
+            check_idle=self.random.choice([0.01, 30]),
+            max_idle=0.04,
+            leak_after=self.random.choice([None, None, 0.02]),
         )
         self.pool._mutex = CheckingMutex(self.pool._mutex, self.pool._ledger.check_invariants)
         self.served = self.killed = self.refused = 0
@@ -53,6 +62,30 @@ class Simulation:
         conn.execute()
         if self.random.random() < 0.9:
             conn.commit()
+
+    def check(self, conn):
+        self.server.delay()
+        if self.random.random() < 0.1:
+            raise ZeroDivisionError
+
+    def meddle(self):
+        """What an administrator may do while the clients work."""
+        self.hub.sleep(self.random.random() * 0.2)
+        ledger = self.pool._ledger
+        deed = self.random.choice(["restart", "drain", "check", "resize", "pause", "nothing"])
+        if deed == "restart":
+            self.server.restart()
+        elif deed == "resize":
+            max_size = self.random.randint(1, 5)
+            self.pool.resize(self.random.randint(0, max_size), max_size)
+            self.server.most_open = 0
+        elif deed == "pause":
+            self.pool.pause()
+            self.hub.sleep(self.random.random() * 0.05)
+            self.pool.resume()
+        elif deed != "nothing":
+            getattr(self.pool, deed)()
+        ledger.check_invariants()
 
     def client(self):
         pool, hub = self.pool, self.hub
@@ -73,7 +106,7 @@ class Simulation:
         except Killed:
             self.killed += 1
             raise
-        except (greenpg.PoolTimeout, greenpg.TooManyRequests, greenpg.PoolClosed, ZeroDivisionError):
+        except (psycopg2.OperationalError, ZeroDivisionError):  # the pool's own errors among them
             self.refused += 1
 
     def use(self, conn):
@@ -84,16 +117,26 @@ class Simulation:
         if self.random.random() < 0.1:
             raise ZeroDivisionError
 
+    def clients_left(self):
+        return sum(not task.dead for task in self.tasks)
+
     def run(self, clients=25):
         self.hub.run()  # makes this greenlet the loop
+        self.tasks = []
         for _ in range(clients):
             task = self.hub.spawn(self.client)
+            self.tasks.append(task)
             for _ in range(self.random.choice([0, 1, 1, 2])):
                 when = self.hub.now + self.random.random() * 0.3
                 self.hub.at(when, lambda task=task: self.hub.throw(task, Killed))
+        for _ in range(2):
+            task = self.hub.spawn(self.meddle)
+            if self.random.random() < 0.3:
+                when = self.hub.now + self.random.random() * 0.2
+                self.hub.at(when, lambda task=task: self.hub.throw(task, Killed))
         if self.random.random() < 0.2:
             self.hub.at(self.hub.now + 0.1, lambda: self.hub.spawn(self.pool.close))
-        self.hub.run()
+        self.hub.run(until=self.hub.now + 20)
         self.check_the_end()
 
     def check_the_end(self):
@@ -101,20 +144,22 @@ class Simulation:
             raise error
         ledger = self.pool._ledger
         ledger.check_invariants()
-        assert not self.hub.tasks, "somebody waits for ever"
+        assert self.clients_left() == 0, "somebody waits for ever"
         assert ledger.lent_count == 0, "a connection is lost"
         assert not ledger.opening
         assert not ledger.resetting
-        assert self.server.most_open <= ledger.max_size
+        assert self.server.most_open <= ledger.most_slots
         assert len(self.server.open) == ledger.size, "a connection is open without a slot"
         assert self.pool._opener.workers == 0
         assert self.pool.closed or not self.served or ledger.size >= ledger.min_size, "lost ones are not replaced"
         if not self.pool.closed:
             self.server.failure_rate = 0.0
             self.pool.timeout = 5.0
+            self.pool.resume()
+            self.pool._check = None
             conns = []
             self.hub.spawn(lambda: conns.extend(self.pool.getconn() for _ in range(ledger.max_size)))
-            self.hub.run()
+            self.hub.run(until=self.hub.now + 20)
             assert len(conns) == ledger.max_size, "a slot is lost"
 
 
@@ -156,7 +201,7 @@ def mutate(monkeypatch, function, old, new):
     monkeypatch.setattr(owner, names[-1], namespace[names[-1]])
 
 
-POOL = (greenpg.pool.pool, "ConnectionPool")
+POOL = (greenpg.pool.base, "BasePool")
 
 
 @pytest.mark.parametrize(
@@ -165,18 +210,18 @@ POOL = (greenpg.pool.pool, "ConnectionPool")
         ((greenpg.pool.waiting, "wait_in_line"), "except BaseException:", "except Exception:"),
         ((greenpg.pool.waiting, "wait_in_line"), "pool._pass_on(slot)", "pass"),
         ((greenpg.pool.returning, "clean_up"), "except BaseException:", "except Exception:"),
-        ((*POOL, "_pass_on"), "self._ledger.give(slot)", "self._ledger.idle.append(slot)"),
-        ((*POOL, "_grow"), "if self._ledger.should_grow():", "if self._ledger.line and self._ledger.size:"),
+        ((*POOL, "_pass_on"), "is_wanted = self._ledger.give(slot)", "is_wanted = not self._ledger.idle.append(slot)"),
+        ((*POOL, "_grow"), "while self._ledger.should_grow():", "if self._ledger.line and self._ledger.size:"),
+        ((greenpg.pool.healing, "_is_healthy"), "except BaseException:", "except AssertionError:"),
         ((*POOL, "_replace_lost"), "if ledger.size < ledger.min_size or", "if"),
     ],
 )
 def test_mutants_are_caught(monkeypatch, caplog, function, old, new):
     caplog.set_level("CRITICAL", "greenpg.pool")
     mutate(monkeypatch, function, old, new)
-    if function[-1] == "wait_in_line":
-        monkeypatch.setattr(greenpg.pool.pool, "wait_in_line", greenpg.pool.waiting.wait_in_line)
-    if function[-1] == "clean_up":
-        monkeypatch.setattr(greenpg.pool.pool, "clean_up", greenpg.pool.returning.clean_up)
+    for module in (greenpg.pool.pool, greenpg.pool.healing):
+        if hasattr(module, function[-1]):
+            monkeypatch.setattr(module, function[-1], getattr(function[0], function[-1]))
     with pytest.raises(AssertionError, match=r"seed \d+"):
         for seed in range(500):
             simulate(monkeypatch, seed)

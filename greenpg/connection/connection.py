@@ -40,6 +40,8 @@ class Connection(WaitState, _connection):
 
     #: The connection string as it was given, before names were looked up.
     _given_dsn: str | None = None
+    #: What a pool that resets sessions found when the connection was new.
+    _initial_session: tuple[Any, ...] = ()
     #: The pool that has lent the connection, while it is lent.
     _pool: Any = None
 

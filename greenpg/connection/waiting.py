@@ -32,6 +32,8 @@ class WaitState:
 
     #: The task that waits inside psycopg2 on this connection.
     _owner: object | None = None
+    #: The task that last did.
+    _last_owner: object | None = None
     #: Made at the first wait after connecting; until then libpq may go from socket to socket.
     _fd_waiter: FdWaiter | None = None
     #: The guarded call that is under way; None if psycopg2 was called past the guards.
@@ -65,7 +67,7 @@ def make_wait_callback(wait_hub: Hub) -> Callable[[Any], None]:
                 return wait_by_poll(conn, wait_hub)
             waiter = conn._fd_waiter = wait_hub.fd_waiter(conn.fileno())
         poll = conn.poll
-        conn._owner = current_task()
+        conn._owner = conn._last_owner = current_task()
         try:
             if conn._interruption is not None:
                 # psycopg2 has sent another statement for a call that was interrupted: its BEGIN came first.

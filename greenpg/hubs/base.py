@@ -69,6 +69,9 @@ class Hub(Protocol):
     def fd_waiter(self, fd: int) -> FdWaiter:
         """A waiter for the descriptor, for as long as it stays open."""
 
+    def is_readable(self, fd: int) -> bool:
+        """Whether there is something to read, or the end, right now. Doesn't suspend."""
+
     def event(self) -> Event:
         """A signal that the calling task is going to wait for."""
 
@@ -86,6 +89,12 @@ class Hub(Protocol):
 
     def describe(self, task: object) -> str:
         """The name of a task that `current()` gave, for a message."""
+
+    def on_end(self, task: object, call: Callable[[], object]) -> Callable[[], object] | None:
+        """Call the function, which must not suspend, when the task (a `current()`) ends. Doesn't suspend.
+
+        Returns what takes that back; None if the end of such a task can't be known.
+        """
 
     def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
         """Look a name up as `socket.getaddrinfo(host, port, type=SOCK_STREAM)` does, suspending the caller only."""

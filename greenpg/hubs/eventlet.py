@@ -155,6 +155,7 @@ class EventletHub:
             start_thread=_start_native_thread,
             get_ident=_native_threading.get_ident,
             getaddrinfo=patcher.original("socket").getaddrinfo,
+            local=_native_threading.local,
         )
         self._main_thread = self._natives.current()
 
@@ -170,6 +171,9 @@ class EventletHub:
     def fd_waiter(self, fd: int) -> FdWaiter:
         self._loop()
         return EventletFdWaiter(fd, self._natives)
+
+    def is_readable(self, fd: int) -> bool:
+        return self._natives.is_readable(fd)
 
     def event(self) -> Event:
         loop = self._loop()
@@ -198,6 +202,18 @@ class EventletHub:
 
     def describe(self, task: object) -> str:
         return "the main green thread" if getattr(task, "parent", None) is None else repr(task)
+
+    def on_end(self, task: object, call: Callable[[], object]) -> Callable[[], object] | None:
+        if self._loop() is None:
+            return self._natives.on_end(self._natives.current(), call)
+        if not isinstance(task, eventlet.greenthread.GreenThread):
+            return None
+
+        def link(_: Any) -> None:
+            call()
+
+        task.link(link)
+        return lambda: task.unlink(link)
 
     def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
         if self._loop() is None:

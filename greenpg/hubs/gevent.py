@@ -150,6 +150,7 @@ def _native_hub() -> ThreadsHub:
         start_thread=original("_thread", "start_new_thread"),
         get_ident=original("_thread", "get_ident"),
         getaddrinfo=original("socket", "getaddrinfo"),
+        local=original("threading", "local"),
     )
 
 
@@ -173,6 +174,9 @@ class GeventHub:
 
     def fd_waiter(self, fd: int) -> FdWaiter:
         return GeventFdWaiter(fd, self._loop(), self._natives)
+
+    def is_readable(self, fd: int) -> bool:
+        return self._natives.is_readable(fd)
 
     def event(self) -> Event:
         hub = self._loop()
@@ -198,6 +202,18 @@ class GeventHub:
             return "the main greenlet"
         name = getattr(task, "name", None)
         return f"greenlet {name!r}" if name else repr(task)
+
+    def on_end(self, task: object, call: Callable[[], object]) -> Callable[[], object] | None:
+        if self._loop() is None:
+            return self._natives.on_end(self._natives.current(), call)
+        if not isinstance(task, gevent.Greenlet):
+            return None
+
+        def link(_: gevent.Greenlet) -> None:
+            call()
+
+        task.rawlink(link)
+        return lambda: task.unlink(link)
 
     def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
         hub = self._loop()

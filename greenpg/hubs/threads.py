@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 import socket
+import sys
 import threading
 import time
 from _thread import allocate_lock
@@ -103,6 +104,18 @@ class ThreadEvent:
         return True
 
 
+class _Endings:
+    """Kept in a thread-local variable: it is collected when its thread ends."""
+
+    def __init__(self, calls: list[Callable[[], object]]) -> None:
+        self.calls = calls
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            for call in self.calls:
+                call()
+
+
 class ThreadsHub:
     """Waits by blocking the calling thread."""
 
@@ -117,7 +130,9 @@ class ThreadsHub:
         start_thread: Callable[..., Any] | None = None,
         get_ident: Callable[[], int] = threading.get_ident,
         getaddrinfo: Callable[..., list[Any]] = socket.getaddrinfo,
+        local: Callable[[], Any] = threading.local,
     ) -> None:
+        self._local = local()
         self._poll = poll
         self._lock = lock
         self.sleep = sleep
@@ -130,6 +145,11 @@ class ThreadsHub:
 
     def fd_waiter(self, fd: int) -> ThreadFdWaiter:
         return ThreadFdWaiter(fd, self._poll)
+
+    def is_readable(self, fd: int) -> bool:
+        poller = self._poll()
+        poller.register(fd, select.POLLIN)
+        return bool(poller.poll(0))
 
     def event(self) -> ThreadEvent:
         return ThreadEvent(self._lock())
@@ -152,6 +172,16 @@ class ThreadsHub:
             if thread.ident == task:
                 return f"thread {thread.name!r}"
         return f"thread {task}"
+
+    def on_end(self, task: object, call: Callable[[], object]) -> Callable[[], object] | None:
+        if task != self._get_ident():
+            return None
+        try:
+            calls = self._local.endings.calls
+        except AttributeError:
+            self._local.endings = _Endings(calls := [])
+        calls.append(call)
+        return lambda: calls.remove(call)  # which must not keep the _Endings alive
 
     def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
         return self._getaddrinfo(host, port, 0, socket.SOCK_STREAM)

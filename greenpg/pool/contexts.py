@@ -6,6 +6,8 @@ import logging
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .healing import note_error
+
 if TYPE_CHECKING:
     from .pool import ConnectionPool
 
@@ -23,7 +25,7 @@ class ConnectionContext:
         self._conn: Any = None
 
     def __enter__(self) -> Any:
-        self._conn = conn = self._pool.getconn(self._timeout)
+        self._conn = conn = self._pool._lend(self._timeout)
         self._lent_at = conn._slot.lent_at
         return conn
 
@@ -33,6 +35,8 @@ class ConnectionContext:
         conn, self._conn = self._conn, None
         if conn._slot.lent_at != self._lent_at:
             return  # the block has returned it, and it may be somebody else's by now
+        if exc is not None:
+            note_error(self._pool, conn, exc)
         try:
             finish_transaction(conn, exc_type)
         finally:
@@ -53,7 +57,7 @@ class CursorContext:
         self._cursor: Any = None
 
     def __enter__(self) -> Any:
-        self._conn = conn = self._pool.getconn(self._timeout)
+        self._conn = conn = self._pool._lend(self._timeout)
         self._lent_at = conn._slot.lent_at
         try:
             self._cursor = cursor = conn.cursor(cursor_factory=self._cursor_factory)
@@ -69,6 +73,8 @@ class CursorContext:
         cursor, self._cursor = self._cursor, None
         if conn._slot.lent_at != self._lent_at:
             return
+        if exc is not None:
+            note_error(self._pool, conn, exc)
         try:
             finish_transaction(conn, exc_type)
             cursor.close()

@@ -11,7 +11,7 @@ Pure bookkeeping: every method is called with the pool's mutex held, none suspen
 
 Invariants (`check_invariants`), whenever the mutex is free:
 - there are at most `max_size` slots (unless the pool was made smaller while more were lent);
-- if somebody waits, nothing is idle;
+- if somebody waits, nothing is idle (unless the pool is paused);
 - a slot is reserved (OPENING) before anybody starts to connect;
 - a connection that comes back goes to the head of the line, never past it;
 - who has left the line has been given nothing, or gave it back.
@@ -22,6 +22,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 from .line import Line, Waiter
@@ -51,32 +52,76 @@ TRANSITIONS = {
 class Slot:
     """The right to one server connection."""
 
-    __slots__ = ("conn", "expires_at", "holder", "lent_at", "state")
+    __slots__ = (
+        "conn",
+        "expires_at",
+        "forget_holder",
+        "holder",
+        "is_suspect",
+        "lent_at",
+        "opened_at",
+        "stack",
+        "state",
+        "taken_at",
+        "trusted_until",
+    )
 
     def __init__(self) -> None:
         self.state = OPENING
         self.conn: Any = None
+        # All times by `time.monotonic()`.
+        self.opened_at = 0.0
         self.expires_at = 0.0
-        #: Since when it is lent, by `time.monotonic()`, and the task it was lent to.
+        #: Until then it's lent without a look whether it is alive.
+        self.trusted_until = 0.0
+        #: Connections of its age were found dead: it needs a ping.
+        self.is_suspect = False
+        #: Since when it is lent, and the task it was lent to.
         self.lent_at = 0.0
         self.holder: object = None
+        #: Code and line that called getconn(), and what makes the hub forget that the task's end is of interest.
+        self.taken_at: tuple[CodeType, int] | None = None
+        self.forget_holder: Callable[[], object] | None = None
+        #: The stack where it was taken, if leaks are looked for.
+        self.stack: list[str] | None = None
 
 
 class Ledger:
     """Which slots there are, and who waits. Counts are derived from the table."""
 
-    def __init__(self, min_size: int, max_size: int) -> None:
+    def __init__(self, min_size: int, max_size: int, keeps_idle: bool = True) -> None:
         self.min_size = min_size
         self.max_size = max_size
+        #: Whether connections that nobody waits for are kept.
+        self.keeps_idle = keeps_idle
+        self.is_paused = False
+        #: The fewest connections that were idle at a time since the keeper last looked.
+        self.least_idle = 0
         self.slots: set[Slot] = set()
         self.idle: deque[Slot] = deque()
         self.opening: set[Slot] = set()
         self.resetting: set[Slot] = set()
         self.line = Line()
+        self._size_when_shrunk = 0
 
     @property
     def size(self) -> int:
         return len(self.slots)
+
+    @property
+    def most_slots(self) -> int:
+        """How many there may be: `max_size`, but those that are out when it's made smaller come back one by one."""
+        return max(self.max_size, self._size_when_shrunk)
+
+    def resize(self, min_size: int, max_size: int) -> list[Slot]:
+        """Returns the slots that are surplus, out of the table."""
+        self.min_size, self.max_size = min_size, max_size
+        surplus = []
+        while len(self.slots) > max_size and self.idle:
+            surplus.append(self.idle[0])
+            self.remove(self.idle[0])
+        self._size_when_shrunk = len(self.slots)
+        return surplus
 
     @property
     def lent_count(self) -> int:
@@ -91,26 +136,48 @@ class Ledger:
 
     def take(self) -> Slot | None:
         """Lend the connection that has been idle for longest."""
-        if not self.idle:
+        if not self.idle or self.is_paused:
             return None
         slot = self.idle.popleft()
         slot.state = LENT
+        if len(self.idle) < self.least_idle:
+            self.least_idle = len(self.idle)
         return slot
 
-    def give(self, slot: Slot) -> None:
-        """A connection is ready to be used: lend it to the head of the line, or keep it."""
+    def give(self, slot: Slot) -> bool:
+        """A connection is ready to be used: lend it to the head of the line, or keep it.
+
+        False: it is neither wanted nor kept, and out of the table; the caller has to close it.
+        """
         assert LENT in TRANSITIONS[slot.state], slot.state
+        if len(self.slots) > self.max_size:  # the pool was made smaller
+            self.remove(slot)
+            return False
         if slot.state is not LENT:
             self.opening.discard(slot)
             self.resetting.discard(slot)
-        if self.line:
-            slot.state = LENT
-            waiter = self.line.pop_head()
-            waiter.slot = slot
-            waiter.event.set()
-        else:
+        if self.line and not self.is_paused:
+            self._hand_over(slot)
+        elif self.keeps_idle:
             slot.state = IDLE
             self.idle.append(slot)
+        else:
+            slot.state = LENT
+            self.remove(slot)
+            return False
+        return True
+
+    def _hand_over(self, slot: Slot) -> None:
+        slot.state = LENT
+        waiter = self.line.pop_head()
+        waiter.slot = slot
+        waiter.event.set()
+
+    def resume(self) -> None:
+        """The pool isn't paused any more: lend what is idle to those who wait."""
+        self.is_paused = False
+        while self.idle and self.line:
+            self._hand_over(self.idle.popleft())
 
     def leave_line(self, waiter: Waiter) -> Slot | None:
         """The waiter goes. Returns what it has been handed already, which is then the caller's to pass on."""
@@ -136,10 +203,15 @@ class Ledger:
         return slot
 
     def should_grow(self) -> bool:
-        """One connection at a time while clients wait: the next is often not needed when this one is ready."""
-        if self.opening:
+        """One connection at a time while clients wait: the next is often not needed when this one is ready.
+
+        Where none is kept, one for each client.
+        """
+        if len(self.slots) >= self.max_size or self.is_paused:
             return False
-        return len(self.slots) < self.min_size or (bool(self.line) and len(self.slots) < self.max_size)
+        if not self.keeps_idle:
+            return len(self.opening) < len(self.line)
+        return not self.opening and (bool(self.line) or len(self.slots) < self.min_size)
 
     def start_reset(self, slot: Slot) -> None:
         assert RESETTING in TRANSITIONS[slot.state], slot.state
@@ -177,7 +249,7 @@ class Ledger:
         assert by_state[RESETTING] == self.resetting, "RESETTING slots are out of step"
         assert by_state[IDLE] == set(self.idle) and len(self.idle) == len(by_state[IDLE]), "IDLE slots are out of step"
         assert len(by_state[LENT]) == self.lent_count
-        assert len(self.slots) <= self.max_size, f"{len(self.slots)} slots, but max_size is {self.max_size}"
-        assert not (self.line and self.idle), "somebody waits although a connection is idle"
+        assert len(self.slots) <= self.most_slots, f"{len(self.slots)} slots, but max_size is {self.max_size}"
+        assert self.is_paused or not (self.line and self.idle), "somebody waits although a connection is idle"
         for slot in self.slots:
             assert (slot.conn is None) == (slot.state is OPENING), f"{slot.state} with connection {slot.conn}"

@@ -16,10 +16,11 @@ from ..connection.connecting import connect
 from ..hubs import Event, hub
 from .ledger import CLOSED, Slot
 from .parameters import for_libpq
-from .returning import IDLE_STATUS, status_name
+from .returning import IDLE_STATUS, close_quietly, status_name
+from .sessions import remember_session, reset_session
 
 if TYPE_CHECKING:
-    from .pool import ConnectionPool
+    from .base import BasePool
 
 logger = logging.getLogger("greenpg.pool")
 
@@ -55,7 +56,7 @@ class Opener:
     Methods marked [mutex] are called with the pool's mutex held. None suspends but the workers' own.
     """
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(self, pool: BasePool) -> None:
         self._pool = weakref.ref(pool, lambda _: self.wake())
         self._queue: deque[Slot] = deque()
         self._resting: set[Event] = set()
@@ -130,14 +131,14 @@ class Opener:
         """[mutex]"""
         self._resting.discard(event)
 
-    def abandon(self, slot: Slot, pool: ConnectionPool) -> None:
+    def abandon(self, slot: Slot, pool: BasePool) -> None:
         """[mutex] The worker was killed."""
         if slot.state is not CLOSED and slot.conn is None:
             pool._ledger.remove(slot)
         self._end_worker()
 
 
-def _work(pool_ref: weakref.ref[ConnectionPool], opener: Opener) -> None:
+def _work(pool_ref: weakref.ref[BasePool], opener: Opener) -> None:
     """A worker: opens slots until none is left to open."""
     while True:
         pool = pool_ref()
@@ -172,7 +173,7 @@ def _work(pool_ref: weakref.ref[ConnectionPool], opener: Opener) -> None:
         pool = None
 
 
-def _try_to_open(pool: ConnectionPool, opener: Opener, slot: Slot, backoff: Backoff) -> float | None:
+def _try_to_open(pool: BasePool, opener: Opener, slot: Slot, backoff: Backoff) -> float | None:
     """Connect. Returns the seconds after which to try again, None if there is nothing more to do."""
     if pool.closed:
         with pool._mutex:
@@ -194,24 +195,26 @@ def _try_to_open(pool: ConnectionPool, opener: Opener, slot: Slot, backoff: Back
         return delay
     stats.connections_ms += (time.monotonic() - started) * 1000.0
     opener.last_error = None
+    if pool._drained_at > started:
+        close_quietly(conn)
+        return 0.0
     pool._add(slot, conn)
     return None
 
 
-def _give_up(pool: ConnectionPool, slot: Slot) -> None:
+def _give_up(pool: BasePool, slot: Slot) -> None:
     with pool._mutex:
         pool._ledger.remove(slot)
     if pool.closed:
         return
     logger.warning("pool %r: gave up reconnecting after %s s", pool.name, pool.reconnect_timeout)
-    if pool._reconnect_failed is not None:
-        try:
-            pool._reconnect_failed(pool)
-        except Exception:
-            logger.exception("pool %r: reconnect_failed raised", pool.name)
+    try:
+        pool.reconnect_failed()
+    except Exception:
+        logger.exception("pool %r: reconnect_failed raised", pool.name)
 
 
-def _connect(pool: ConnectionPool) -> Any:
+def _connect(pool: BasePool) -> Any:
     """A new connection, configured. Suspends."""
     conninfo = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
     kwargs = dict((pool.kwargs() if callable(pool.kwargs) else pool.kwargs) or {})
@@ -226,6 +229,8 @@ def _connect(pool: ConnectionPool) -> Any:
             conn.autocommit = True
         if pool.statement_deadline is not None:
             conn.statement_deadline = pool.statement_deadline
+        if pool._reset is reset_session:
+            remember_session(conn)
         if pool._configure is not None:
             pool._configure(conn)
             status = conn.info.transaction_status

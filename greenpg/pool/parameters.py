@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from psycopg2 import extensions
 
 from ..connection.connecting import checked_dsn
+from .sessions import reset_session
 
 #: Keywords that greenpg or psycopg2 take for themselves; the others go into the connection string.
 NOT_FOR_LIBPQ = frozenset({"autocommit", "cursor_factory"})
@@ -36,6 +37,17 @@ def check_not_negative(**values: float) -> None:
     for name, value in values.items():
         if not value >= 0:
             raise ValueError(f"{name} can't be negative: {value!r}")
+
+
+def resetter(reset: Callable[[Any], object] | str | None) -> Callable[[Any], object] | None:
+    """What a pool's `reset` means: a function to be called on returned connections, None if nothing is to be done."""
+    if reset is None or reset == "rollback":
+        return None
+    if reset == "session":
+        return reset_session
+    if callable(reset):
+        return reset
+    raise ValueError(f'reset must be "rollback", "session" or a function, not {reset!r}')
 
 
 def check_connecting(conninfo: object, kwargs: object, connection_class: object) -> None:

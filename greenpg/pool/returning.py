@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg2 import extensions
 
+from .sessions import reset_session
+
 if TYPE_CHECKING:
+    from .base import BasePool
     from .ledger import Slot
-    from .pool import ConnectionPool
 
 logger = logging.getLogger("greenpg.pool")
 
@@ -24,12 +26,15 @@ _STATUS_NAMES = {
 }
 
 
+_CLOSED_BY_USER = 1  # psycopg2's `closed` is 2 after a failure
+
+
 def status_name(status: int) -> str:
     """libpq's name of a transaction status."""
     return _STATUS_NAMES.get(status, str(status))
 
 
-def clean_up(pool: ConnectionPool, slot: Slot) -> None:
+def clean_up(pool: BasePool, slot: Slot) -> None:
     """Bring a returned connection back to where it can be lent, or replace it. Suspends if there's work to do."""
     with pool._mutex:
         pool._ledger.start_reset(slot)
@@ -45,7 +50,7 @@ def clean_up(pool: ConnectionPool, slot: Slot) -> None:
         discard(pool, slot)
 
 
-def discard(pool: ConnectionPool, slot: Slot) -> None:
+def discard(pool: BasePool, slot: Slot) -> None:
     """Close the connection, and open another one if it's needed. Doesn't suspend."""
     close_quietly(slot.conn)
     with pool._mutex:
@@ -62,7 +67,7 @@ def close_quietly(conn: Any) -> None:
         logger.warning("closing %s failed: %s", conn, error)
 
 
-def _clean(pool: ConnectionPool, slot: Slot) -> bool:
+def _clean(pool: BasePool, slot: Slot) -> bool:
     conn = slot.conn
     status = conn.info.transaction_status
     if pool.closed:
@@ -70,6 +75,8 @@ def _clean(pool: ConnectionPool, slot: Slot) -> bool:
     if status == extensions.TRANSACTION_STATUS_UNKNOWN:
         pool._stats.returns_bad += 1
         logger.warning("pool %r: discarding closed connection: %s", pool.name, conn)
+        if conn.closed != _CLOSED_BY_USER:
+            pool._suspect_all()
         return False
     if status == extensions.TRANSACTION_STATUS_ACTIVE:
         pool._stats.returns_bad += 1
@@ -88,10 +95,12 @@ def _clean(pool: ConnectionPool, slot: Slot) -> bool:
     return pool._reset is None or _reset(pool, conn)
 
 
-def _reset(pool: ConnectionPool, conn: Any) -> bool:
+def _reset(pool: BasePool, conn: Any) -> bool:
     assert pool._reset is not None
     try:
         pool._reset(conn)
+        if pool._reset is reset_session and pool._configure is not None:
+            pool._configure(conn)
     except Exception as error:
         logger.warning("pool %r: error resetting connection: %s", pool.name, error)
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,10 @@ from ..hubs import hub
 from .line import Waiter
 
 if TYPE_CHECKING:
-    from .ledger import Slot
+    from .ledger import Ledger, Slot
     from .pool import ConnectionPool
+
+logger = logging.getLogger("greenpg.pool")
 
 
 def wait_in_line(pool: ConnectionPool, timeout: float) -> Slot:
@@ -29,7 +32,10 @@ def wait_in_line(pool: ConnectionPool, timeout: float) -> Slot:
             pool._pass_on(slot)
         raise
     finally:
-        pool._stats.requests_wait_ms += (time.monotonic() - started) * 1000.0
+        waited = time.monotonic() - started
+        pool._stats.requests_wait_ms += waited * 1000.0
+        if pool._observer is not None:
+            pool._observer.waited(waited)
     slot = _leave(pool, waiter)
     if slot is not None:
         return slot
@@ -42,8 +48,9 @@ def _join(pool: ConnectionPool, waiter: Waiter, timeout: float) -> None:
     with pool._mutex:
         if pool.closed:
             raise PoolClosed(f"the pool {pool.name!r} is already closed")
-        if ledger.idle:  # another native thread returned it since the caller looked
-            waiter.slot = ledger.take()
+        slot = ledger.take()
+        if slot is not None:  # another native thread returned it since the caller looked
+            waiter.slot = slot
             waiter.event.set()
             return
         is_full = pool.max_waiting and len(ledger.line) >= pool.max_waiting
@@ -52,13 +59,29 @@ def _join(pool: ConnectionPool, waiter: Waiter, timeout: float) -> None:
             ledger.line.join(waiter)
             pool._grow()
             pool._opener.hurry()
-            return
-        pool._stats.requests_errors += 1
+            may_deadlock = ledger.size >= ledger.max_size and _holds_one(ledger)
+        else:
+            pool._stats.requests_errors += 1
+            may_deadlock = False
+    if may_deadlock:
+        logger.warning(
+            "pool %r: probable deadlock: %s holds a connection and waits for another one, and all %d are taken",
+            pool.name,
+            hub().describe(hub().current()),
+            ledger.size,
+        )
+    if timeout and not is_full:
+        return
     if is_full:
         raise TooManyRequests(
             f"the pool {pool.name!r} has already {pool.max_waiting} requests waiting, which is its max_waiting"
         )
     raise timeout_error(pool, timeout)
+
+
+def _holds_one(ledger: Ledger) -> bool:
+    task = hub().current()
+    return any(slot.holder == task for slot in ledger.slots)
 
 
 def _leave(pool: ConnectionPool, waiter: Waiter) -> Slot | None:
@@ -76,9 +99,10 @@ def timeout_error(pool: ConnectionPool, timeout: float) -> PoolTimeout:
         )
         longest = ledger.longest_lent()
         held = longest and (longest.holder, time.monotonic() - longest.lent_at)
+    waiting = len(ledger.line)
     text = f"couldn't get a connection from pool {pool.name!r} after {timeout:.2f} s: {counts}"
     if held:
         text += f"; {hub().describe(held[0])} has held one for {held[1]:.1f} s"
     if pool._opener.last_error:
         text += f"; last connection error: {pool._opener.last_error}"
-    return PoolTimeout(text)
+    return PoolTimeout(text, size=ledger.size, lent=ledger.lent_count, waiting=waiting)
