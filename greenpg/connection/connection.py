@@ -16,7 +16,7 @@ from .composing import compose
 from .cursor import Cursor, ServerCursor
 from .deadlines import DeadlineBlock, checked_seconds, deadlines_of
 from .guarding import guarded_method, guarded_property
-from .waiting import WaitState
+from .waiting import CopyBlock, WaitState
 
 logger = logging.getLogger("greenpg.connection")
 
@@ -101,7 +101,7 @@ class Connection(WaitState, _connection):
         if self._pool is not None and self._pool.close_returns:
             self._pool.putconn(self)
             return
-        if self._owner is not None:
+        if self._owner is not None and not (isinstance(self._owner, CopyBlock) and self._owner.let_go()):
             self._throw_owner_out()
         if self._fd_waiter is not None:
             self._fd_waiter.close()

@@ -27,10 +27,22 @@ _OK, _READ, _WRITE = extensions.POLL_OK, extensions.POLL_READ, extensions.POLL_W
 _CONNECTED = frozenset({extensions.STATUS_READY, extensions.STATUS_BEGIN, extensions.STATUS_PREPARED})
 
 
+class CopyBlock:
+    """An `_owner` that is no task: a `with cur.copy()` block, between its calls as well (see copy.py)."""
+
+    def refusal(self, operation: str) -> ConnectionInUse:
+        """The error for whoever wants to use the connection meanwhile."""
+        raise NotImplementedError
+
+    def let_go(self) -> bool:
+        """`close()` asks whether it may close the connection now; False if a task waits inside."""
+        raise NotImplementedError
+
+
 class WaitState:
     """What a `Connection` knows of its waits. No slots: they would keep it from being mixed into other classes."""
 
-    #: The task that waits inside psycopg2 on this connection.
+    #: The task that waits inside psycopg2 on this connection, or a `CopyBlock`.
     _owner: object | None = None
     #: Made at the first wait after connecting; until then libpq may go from socket to socket.
     _fd_waiter: FdWaiter | None = None
@@ -38,12 +50,17 @@ class WaitState:
     _call: str | None = None
     #: What was thrown into the present call's wait, to be raised at its end.
     _interruption: BaseException | None = None
+    #: The copy_from() or its like that is under way, a `copy_file.FileCopy`.
+    _file_copy: Any = None
     #: None until a deadline is set for the first time.
     _deadlines: Deadlines | None = None
 
     def _refuse_if_owned(self, operation: str) -> None:
-        if self._owner is not None:
-            raise ConnectionInUse(operation, hub().describe(self._owner))
+        owner = self._owner
+        if isinstance(owner, CopyBlock):
+            raise owner.refusal(operation)
+        if owner is not None:
+            raise ConnectionInUse(operation, hub().describe(owner))
 
     def _raise_interruption(self) -> None:
         interruption, self._interruption = self._interruption, None
@@ -76,7 +93,9 @@ def make_wait_callback(wait_hub: Hub) -> Callable[[Any], None]:
                 if state == _READ:
                     is_in_time = waiter.wait_read(deadline)
                 elif state == _OK:
-                    return None
+                    if conn._file_copy is None or not conn._file_copy.run(conn, waiter, deadline):
+                        return None
+                    is_in_time = True
                 elif state == _WRITE:
                     is_in_time = waiter.wait_write(deadline)
                 else:
