@@ -47,7 +47,6 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "PQresultStatus": (_int, [_pointer]),
     "PQresultErrorMessage": (_text, [_pointer]),
     "PQresultErrorField": (_text, [_pointer, _int]),
-    "PQbinaryTuples": (_int, [_pointer]),
     "PQcmdStatus": (_text, [_pointer]),
     "PQcmdTuples": (_text, [_pointer]),
     "PQgetCancel": (_pointer, [_pointer]),
@@ -207,7 +206,6 @@ class Result:
     """A PGresult without rows, copied out of libpq's memory."""
 
     status: int
-    is_binary: bool = False
     #: As "COPY 42", and the 42 of it; -1 where there is none.
     command: bytes = b""
     rows_affected: int = -1
@@ -229,7 +227,6 @@ def next_result(pgconn: int) -> Result | None:
         if status != FATAL_ERROR:
             return Result(
                 status,
-                is_binary=bool(function("PQbinaryTuples")(address)),
                 command=function("PQcmdStatus")(address) or b"",
                 rows_affected=int(function("PQcmdTuples")(address) or -1),
             )

@@ -21,6 +21,7 @@ _cursor = extensions.cursor
 
 # write_row() collects lines up to so many characters: a call into libpq for each row would cost more than the row.
 _WRITE_BEHIND = 32 * 1024
+_BINARY_SIGNATURE = b"PGCOPY\n\xff\r\n\0"
 
 
 class Copy(CopyBlock):
@@ -30,8 +31,8 @@ class Copy(CopyBlock):
     `read_row()`. Until the block ends the connection takes no other statement: `errors.CopyInProgress`.
 
     Leaving the block normally ends the COPY and raises the server's error if there is one. Leaving it by an exception
-    (a kill and a timeout included), or before all was read, ends it on the server: the rows don't arrive, the transaction
-    is in error, the exception comes out unchanged, and the connection can be used on after a rollback.
+    (a kill and a timeout included), or before all was read, ends it on the server: the rows don't arrive, the
+    transaction is in error, the exception comes out unchanged, and the connection can be used on after a rollback.
     """
 
     def __init__(self, cursor: Any, statement: Any, params: Any = None) -> None:
@@ -169,10 +170,9 @@ class Copy(CopyBlock):
     def write_row(self, row: Sequence[Any]) -> None:
         """Send a row of Python values; the COPY must be in the text format. Suspends now and then.
 
-        Raises `psycopg2.ProgrammingError` for a value that has no text form, and if the COPY is binary.
+        Raises `psycopg2.ProgrammingError` for a value that has no text form.
         """
         channel = self._active("write_row", libpq.COPY_IN)
-        self._refuse_binary("write_row")
         line = format_row(row, self._conn)
         self._unsent.append(line)
         self._unsent_length += len(line)
@@ -215,11 +215,12 @@ class Copy(CopyBlock):
         """
         channel = self._active("read_row", libpq.COPY_OUT)
         if not self._rows:
-            self._refuse_binary("read_row")
             if self._at_end:
                 return None
             with _Turn(self):
                 self._rows = channel.read_rows()
+            if self._rows and self._rows[0].startswith(_BINARY_SIGNATURE):
+                raise psycopg2.NotSupportedError("read_row() and rows() need a COPY in the text format, not in binary")
             self._rows.reverse()
             if not self._rows:
                 self._at_end = True
@@ -263,10 +264,6 @@ class Copy(CopyBlock):
             needed = "FROM STDIN" if direction == libpq.COPY_IN else "TO STDOUT"
             raise psycopg2.ProgrammingError(f"{operation}() needs a COPY ... {needed}")
         return channel
-
-    def _refuse_binary(self, operation: str) -> None:
-        if self._channel is not None and self._channel.is_binary:
-            raise psycopg2.NotSupportedError(f"{operation}() needs a COPY in the text format, not in binary")
 
     # -- what the connection asks of its owner
 

@@ -69,7 +69,8 @@ class FileCopy:
         except BaseException as second:
             conn._interruption = second
             shut_down(conn)
-            raise
+            # Any other exception would make the callback try once more to save the connection.
+            raise psycopg2.OperationalError("interrupted again while ending a COPY") from second
 
     def _send(self, channel: CopyChannel, conn: Any) -> None:
         write, size = channel.write, self._size

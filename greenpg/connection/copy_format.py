@@ -44,10 +44,10 @@ def _text_of(value: Any, conn: Any) -> str:
         return formatter(value)
     if isinstance(value, list | tuple):
         return _array(value, conn)
-    adapted = extensions.adapt(value)
+    adapted: Any = extensions.adapt(value)
     if hasattr(adapted, "prepare"):
         adapted.prepare(conn)
-    literal = adapted.getquoted().decode(extensions.encodings[conn.encoding])
+    literal: str = adapted.getquoted().decode(extensions.encodings[conn.encoding])
     match = _LITERAL.fullmatch(literal)
     if match is not None:
         text = match[2].replace("''", "'")

@@ -24,7 +24,7 @@ _LONGEST_RUN = 0.004
 # Larger pieces would grow libpq's buffer, which never shrinks, and take the hub's time.
 _PIECE_BYTES = 64 * 1024
 # While it can't write, libpq's input is read from time to time: a server that is stuck sending notices reads nothing.
-_NOTICE_INTERVAL = 0.2
+_NOTICE_INTERVAL = 0.01
 _ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
 
 
@@ -33,7 +33,7 @@ class ConnectionLost(Exception):
 
 
 class CopyChannel:
-    """The COPY under way on a connection. All methods suspend, but for `direction` and `is_binary`."""
+    """The COPY under way on a connection. All methods suspend, but for `direction`."""
 
     def __init__(self, conn: Any, waiter: FdWaiter, deadline: float | None = None) -> None:
         self._conn = conn
@@ -47,12 +47,10 @@ class CopyChannel:
         self._reader: libpq.CopyReader | None = None
         #: libpq.COPY_IN (to the server), libpq.COPY_OUT, or None if no COPY is under way.
         self.direction: int | None = None
-        self.is_binary = False
         if conn.get_transaction_status() == _ACTIVE:
             result = libpq.next_result(self._pgconn)
             if result is not None and result.status in (libpq.COPY_IN, libpq.COPY_OUT):
                 self.direction = result.status
-                self.is_binary = result.is_binary
                 self._set_nonblocking()
         if self.direction == libpq.COPY_OUT:
             self._reader = libpq.CopyReader(self._pgconn)

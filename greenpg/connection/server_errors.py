@@ -10,7 +10,7 @@ from psycopg2 import _psycopg, extensions
 
 from .. import libpq
 
-_classes_by_sqlstate: dict[str, type[psycopg2.Error]] = _psycopg.sqlstate_errors  # type: ignore[attr-defined]
+_classes_by_sqlstate: dict[str, type[psycopg2.Error]] = _psycopg.sqlstate_errors
 
 
 class Diagnostics:
@@ -35,13 +35,13 @@ def error_of(result: libpq.Result, conn: Any, cursor: Any = None) -> psycopg2.Er
     for severity in ("ERROR:  ", "FATAL:  ", "PANIC:  "):
         message = message.removeprefix(severity)
     sqlstate = fields.get("sqlstate")
-    error = _with_diagnostics(_class_of(sqlstate))(message)
+    error: psycopg2.Error = _with_diagnostics(_class_of(sqlstate))(message)
     error.__setstate__({"pgerror": pgerror, "pgcode": sqlstate})  # type: ignore[no-untyped-call]
     error._diag, error._cursor = Diagnostics(fields), cursor  # type: ignore[attr-defined]
     return error
 
 
-def _class_of(sqlstate: str | None) -> type[psycopg2.Error]:
+def _class_of(sqlstate: str | None) -> Any:
     if sqlstate is None:
         return psycopg2.DatabaseError
     exact = _classes_by_sqlstate.get(sqlstate)
@@ -54,11 +54,11 @@ def _class_of(sqlstate: str | None) -> type[psycopg2.Error]:
 
 
 @cache
-def _with_diagnostics(base: type[psycopg2.Error]) -> type[psycopg2.Error]:
+def _with_diagnostics(base: Any) -> Any:
     """The class, with a `diag` and a `cursor` that psycopg2's C code hasn't set."""
 
     def reduce(self: Any) -> tuple[Any, ...]:
-        return (base, *base.__reduce__(self)[1:])
+        return base, self.args, {"pgerror": self.pgerror, "pgcode": self.pgcode}
 
     namespace = {
         "__module__": base.__module__,
