@@ -16,6 +16,7 @@ from .composing import compose
 from .cursor import Cursor, ServerCursor
 from .deadlines import DeadlineBlock, checked_seconds, deadlines_of
 from .guarding import guarded_method, guarded_property
+from .lobject import LargeObjectMixin
 from .waiting import CopyBlock, WaitState
 
 logger = logging.getLogger("greenpg.connection")
@@ -29,7 +30,7 @@ _LEAVE_TIMEOUT = 5.0
 _CANCEL_TIMEOUT = 1.0
 
 
-class Connection(WaitState, _connection):
+class Connection(LargeObjectMixin, WaitState, _connection):
     """psycopg2's connection; everything psycopg2 documents of connections holds.
 
     While another task waits for the server on it, calls that would talk to the server raise
@@ -43,14 +44,17 @@ class Connection(WaitState, _connection):
     #: The pool that has lent the connection, while it is lent.
     _pool: Any = None
 
-    rollback = guarded_method(_connection, "rollback")
-    reset = guarded_method(_connection, "reset")
+    #: What was opened in a transaction before is not valid any more, like psycopg2's own `mark`.
+    _transactions_ended = 0
+
+    rollback = guarded_method(_connection, "rollback", ends_transaction=True)
+    reset = guarded_method(_connection, "reset", ends_transaction=True)
     set_session = guarded_method(_connection, "set_session")
     set_isolation_level = guarded_method(_connection, "set_isolation_level")
-    set_client_encoding = guarded_method(_connection, "set_client_encoding")
+    set_client_encoding = guarded_method(_connection, "set_client_encoding", ends_transaction=True)
     tpc_begin = guarded_method(_connection, "tpc_begin")
-    tpc_prepare = guarded_method(_connection, "tpc_prepare")
-    tpc_rollback = guarded_method(_connection, "tpc_rollback")
+    tpc_prepare = guarded_method(_connection, "tpc_prepare", ends_transaction=True)
+    tpc_rollback = guarded_method(_connection, "tpc_rollback", ends_transaction=True)
     tpc_recover = guarded_method(_connection, "tpc_recover")
 
     autocommit = guarded_property(_connection, "autocommit")
@@ -74,6 +78,7 @@ class Connection(WaitState, _connection):
         if self._owner is not None:
             self._refuse_if_owned(name)
         self._call = name
+        self._transactions_ended += 1
         outcome = COMMITTED
         try:
             getattr(_connection, name)(self, *args)
