@@ -41,7 +41,6 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "PQisBusy": (_int, [_pointer]),
     "PQputCopyData": (_int, [_pointer, _text, _int]),
     "PQputCopyEnd": (_int, [_pointer, _text]),
-    "PQgetCopyData": (_int, [_pointer, _pointer, _int]),
     "PQgetResult": (_pointer, [_pointer]),
     "PQclear": (None, [_pointer]),
     "PQresultStatus": (_int, [_pointer]),
@@ -65,7 +64,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 POLLING_FAILED, POLLING_READING, POLLING_WRITING, POLLING_OK = range(4)
 
 #: Some of what PQresultStatus returns.
-COMMAND_OK, COPY_OUT, COPY_IN, FATAL_ERROR = 1, 3, 4, 7
+COMMAND_OK, COPY_OUT, COPY_IN, FATAL_ERROR, COPY_BOTH = 1, 3, 4, 7, 8
 
 #: psycopg2's names for the fields of an error, and PQresultErrorField's codes.
 DIAGNOSTICS = {
@@ -241,6 +240,15 @@ def next_result(pgconn: int) -> Result | None:
         function("PQclear")(address)
 
 
+def copy_in_progress(pgconn: int) -> int | None:
+    """COPY_IN, COPY_OUT or COPY_BOTH while that is under way, else None. Not for use while a result may be pending:
+    it would be lost. Never blocks."""
+    if function("PQisBusy")(pgconn):
+        return None
+    result = next_result(pgconn)
+    return result.status if result is not None and result.status in (COPY_IN, COPY_OUT, COPY_BOTH) else None
+
+
 #: What `CopyReader` says: ask again, wait until the socket is readable, no more data, the connection is lost.
 MORE, WAIT, END, LOST = range(4)
 
@@ -261,7 +269,6 @@ class CopyReader:
             self._getline = handle["PQgetlineAsync"]
         except AttributeError:
             raise LibpqUnavailable("the libpq that psycopg2 runs on has no PQgetlineAsync()") from None
-        self._pgconn_address = pgconn
         self._pgconn = _pointer(pgconn)
         self._consume_input = function("PQconsumeInput")
         self._memory = ctypes.create_string_buffer(self.BLOCK_BYTES)
@@ -324,10 +331,7 @@ class CopyReader:
 
     def _state_after(self, length: int, has_read: bool) -> int:
         if length < 0:
-            # This one lets libpq leave its COPY state; there is nothing in it any more.
-            unused = _pointer()
-            function("PQgetCopyData")(self._pgconn_address, ctypes.byref(unused), 1)
             return END
         if has_read:
             return WAIT
-        return MORE if self._consume_input(self._pgconn_address) else LOST
+        return MORE if self._consume_input(self._pgconn) else LOST

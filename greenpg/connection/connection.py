@@ -17,6 +17,7 @@ from .cursor import Cursor, ServerCursor
 from .deadlines import DeadlineBlock, checked_seconds, deadlines_of
 from .guarding import guarded_method, guarded_property
 from .lobject import LargeObjectMixin
+from .replication import ReplicationCursor, is_replication_cursor
 from .waiting import CopyBlock, WaitState
 
 logger = logging.getLogger("greenpg.connection")
@@ -176,6 +177,8 @@ class Connection(LargeObjectMixin, WaitState, _connection):
     ) -> Any:
         """A cursor, as psycopg2's: of `cursor_factory`, or else the connection's, with greenpg's methods under it."""
         factory = cursor_factory or self.cursor_factory
-        green = Cursor if name is None else ServerCursor
+        green: type = Cursor if name is None else ServerCursor
+        if factory is not None and is_replication_cursor(factory):
+            green = ReplicationCursor
         factory = green if factory is None else compose(factory, green)
         return _connection.cursor(self, name, factory, withhold, scrollable)

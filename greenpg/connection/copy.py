@@ -13,7 +13,7 @@ from .. import libpq
 from ..errors import CopyInProgress
 from ..hubs import hub
 from .copy_format import format_row, parse_row
-from .copying import ConnectionLost, CopyChannel, cut_off, end_stray_copy, waiter_of
+from .copying import ConnectionLost, CopyChannel, cut_off, end_stray_copy, is_ready_for_copy, waiter_of
 from .server_errors import error_of, text_codec
 from .waiting import CopyBlock
 
@@ -77,11 +77,10 @@ class Copy(CopyBlock):
         try:
             _cursor.execute(self._cursor, self._statement, self._params)
         except psycopg2.ProgrammingError as error:
-            # This is how psycopg2 says that the server is ready for COPY.
             if conn._interruption is not None:
-                end_stray_copy(conn)  # interrupted just before
+                end_stray_copy(conn, error)  # interrupted just before
                 raise
-            if not str(error).startswith("can't execute COPY "):
+            if not is_ready_for_copy(error):
                 raise
             return deadline
         finally:

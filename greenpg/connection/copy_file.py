@@ -195,7 +195,7 @@ def _run(cursor: Any, name: str, sql: Any, file: Any, size: int) -> None:
     except psycopg2.Error as error:
         if copy.read_error is not None:
             raise error from copy.read_error
-        end_stray_copy(conn)  # there is one if the call was interrupted just before
+        end_stray_copy(conn, error)  # there is one if the call was interrupted just before
         raise
     finally:
         conn._file_copy = None

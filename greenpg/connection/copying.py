@@ -48,9 +48,9 @@ class CopyChannel:
         #: libpq.COPY_IN (to the server), libpq.COPY_OUT, or None if no COPY is under way.
         self.direction: int | None = None
         if conn.get_transaction_status() == _ACTIVE:
-            result = libpq.next_result(self._pgconn)
-            if result is not None and result.status in (libpq.COPY_IN, libpq.COPY_OUT):
-                self.direction = result.status
+            direction = libpq.copy_in_progress(self._pgconn)
+            if direction in (libpq.COPY_IN, libpq.COPY_OUT):
+                self.direction = direction
                 self._set_nonblocking()
         if self.direction == libpq.COPY_OUT:
             self._reader = libpq.CopyReader(self._pgconn)
@@ -209,12 +209,17 @@ def cut_off(conn: Any) -> None:
     extensions.connection.close(conn)
 
 
-def end_stray_copy(conn: Any) -> None:
-    """End a COPY that was started by `execute()`, which psycopg2 refuses after the fact. Suspends.
+def is_ready_for_copy(error: psycopg2.Error) -> bool:
+    """Whether it is how psycopg2 says that the server is ready for the data of a COPY."""
+    return str(error).startswith("can't execute COPY ")
+
+
+def end_stray_copy(conn: Any, error: psycopg2.Error) -> None:
+    """End a COPY that was started by `execute()`, which psycopg2 refuses after the fact: by this error. Suspends.
 
     psycopg2 leaves a green connection in the middle of the COPY, good for nothing.
     """
-    if conn.closed or conn.get_transaction_status() != _ACTIVE:
+    if not is_ready_for_copy(error) or conn.closed or conn.get_transaction_status() != _ACTIVE:
         return
     conn._owner = hub().current()
     try:

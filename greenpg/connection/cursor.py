@@ -41,8 +41,8 @@ class Cursor(FileCopyMixin, _cursor):
         conn._call = "execute"
         try:
             _execute(self, query, vars)
-        except psycopg2.ProgrammingError:
-            end_stray_copy(conn)
+        except psycopg2.ProgrammingError as error:
+            end_stray_copy(conn, error)
             raise
         finally:
             conn._call = None

@@ -52,6 +52,8 @@ class WaitState:
     _interruption: BaseException | None = None
     #: The copy_from() or its like that is under way, a `copy_file.FileCopy`.
     _file_copy: Any = None
+    #: A replication stream was stopped on it: see replication.py.
+    _has_stopped_stream = False
     #: None until a deadline is set for the first time.
     _deadlines: Deadlines | None = None
 
