@@ -64,11 +64,14 @@ class Connection(LargeObjectMixin, WaitState, _connection):
     deferrable = guarded_property(_connection, "deferrable")
 
     def commit(self) -> None:
-        """Commit, as psycopg2's. Suspends if there is a transaction.
+        """Commit, as psycopg2's. Suspends; without a transaction, only to let other tasks run once.
 
         Interrupted, it waits for the outcome all the same (5 s at most), then raises what interrupted it;
         `errors.commit_outcome(exception)` says what has become of the transaction.
         """
+        if self.status == extensions.STATUS_READY:
+            # Nothing to wait for, and a task that does it in a loop would keep all others from running.
+            hub().sleep(0)
         self._commit("commit", ())
 
     def tpc_commit(self, *xid: Any) -> None:
@@ -142,6 +145,8 @@ class Connection(LargeObjectMixin, WaitState, _connection):
             raise psycopg2.InterfaceError("connection already closed")
         if self.status == extensions.STATUS_PREPARED:
             raise psycopg2.ProgrammingError("cancel cannot be used with a prepared two-phase transaction")
+        if self.status not in (extensions.STATUS_READY, extensions.STATUS_BEGIN):
+            raise psycopg2.OperationalError("asynchronous connection attempt underway")
         request_cancel(self, time.monotonic() + timeout)
 
     @property

@@ -104,7 +104,7 @@ def make_wait_callback(wait_hub: Hub) -> Callable[[Any], None]:
                     raise psycopg2.OperationalError(f"unexpected result of poll(): {state!r}")
                 if not is_in_time:
                     # Before giving up, the socket is looked at once more: the answer may be there.
-                    if poll() == _OK:
+                    if poll() == _OK and conn._file_copy is None:
                         return None
                     raise conn._deadlines.exceeded()
         except DeadlineExceeded as exception:
