@@ -16,7 +16,7 @@ demo: $(VENV)/demo  ## a web app on a PostgreSQL of its own, at http://127.0.0.1
 
 test: $(VENV)/test  ## the tests on all three hubs, with a PostgreSQL of their own
 	@for hub in $(HUBS); do $(BIN)/pytest --hub=$$hub || exit 1; done
-	@echo "left out: nothing"
+	@echo "left out: psycopg2's own suite (make psycopg2-suite)"
 
 $(HUBS:%=test-%): test-%: $(VENV)/test
 	$(BIN)/pytest --hub=$*

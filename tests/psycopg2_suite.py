@@ -4,7 +4,7 @@ The tests that psycopg2 skips in green mode are put back. Each file of the suite
 with psycopg2 alone (blocking), then with greenpg. A test that hangs for `--timeout` seconds counts as failed, and the
 file goes on behind it. While a test runs on greenpg, a heartbeat looks whether the hub is blocked.
 
-    python tests/psycopg2_suite.py [--hub gevent|eventlet|threads] [--only test_copy ...] [--timeout 60]
+    python tests/psycopg2_suite.py [--hub gevent|eventlet|threads] [--only test_copy ...] [--delay 30]
 
 Needs the network once, for psycopg2's sdist. It uses Debian's PostgreSQL with its contrib modules where it is
 installed, otherwise the embedded one, on which psycopg2 skips or fails the tests of hstore and test_decoding.
@@ -19,6 +19,7 @@ import glob
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -85,9 +86,12 @@ def debian_server(bin_directory: str):
     options = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items())
     try:
         run("initdb", "-D", data, "-U", "postgres", "--auth=trust", "-E", "UTF8", "--locale=C")
-        run("pg_ctl", "-w", "-D", data, "-l", f"{directory}/log", "-o", f"-k {directory} -h '' {options}", "start")
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        options = f"-k {directory} -h 127.0.0.1 -p {port} {options}"
+        run("pg_ctl", "-w", "-D", data, "-l", f"{directory}/log", "-o", options, "start")
         try:
-            yield {"host": directory, "port": "5432", "user": "postgres"}
+            yield {"host": directory, "port": str(port), "user": "postgres"}
         finally:
             run("pg_ctl", "-w", "-D", data, "-m", "immediate", "stop")
     finally:
@@ -100,8 +104,21 @@ def embedded_server():
 
     from greenpg import embedded
 
-    with embedded.server(settings=SETTINGS) as dsn:
+    with embedded.server(settings=SETTINGS, port=0) as dsn:
         yield parse_dsn(dsn)
+
+
+@contextlib.contextmanager
+def slow_network(server: dict[str, str], delay: float):
+    """The server through a proxy that holds everything back: what blocks the hub shows then."""
+    if not delay:
+        yield server
+        return
+    sys.path.insert(0, str(ROOT / "tests"))
+    from proxy import Proxy
+
+    with Proxy("127.0.0.1", server["port"], delay) as proxy:
+        yield server | {"host": "127.0.0.1", "port": str(proxy.port)}
 
 
 def choose_server():
@@ -293,6 +310,7 @@ def main() -> int:
     parser.add_argument("--hub", default="gevent", choices=("gevent", "eventlet", "threads", "blocking"))
     parser.add_argument("--only", nargs="*", default=[], metavar="FILE", help="as test_copy; default: all")
     parser.add_argument("--timeout", type=float, default=60, help="seconds for each test; default: 60")
+    parser.add_argument("--delay", type=float, default=0, help="of the network, in ms each way; default: 0")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--done", nargs="*", default=[], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -302,8 +320,8 @@ def main() -> int:
     names = arguments.only or sorted(path.stem for path in suite.joinpath("tests").glob("test_*.py"))
     description, context = choose_server()
     print(f"psycopg2's suite, {suite.name}; hub: {arguments.hub}; {description}", flush=True)
-    with context as server:
-        create_database(server)
+    with context as direct, slow_network(direct, arguments.delay / 1000) as server:
+        create_database(direct)
         return 0 if compare(names, arguments.hub, suite, server, arguments.timeout) else 1
 
 
