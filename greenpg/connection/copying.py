@@ -21,6 +21,8 @@ ABANDON_TIMEOUT = 5.0
 
 #: A COPY that never has to wait lets the other tasks run after so many seconds.
 _LONGEST_RUN = 0.004
+#: sleep(0) isn't enough: gevent runs up to 50 such callbacks before it looks at timers and sockets again.
+SHORTEST_PAUSE = 1e-6
 # Larger pieces would grow libpq's buffer, which never shrinks, and take the hub's time.
 _PIECE_BYTES = 64 * 1024
 # While it can't write, libpq's input is read from time to time: a server that is stuck sending notices reads nothing.
@@ -183,7 +185,7 @@ class CopyChannel:
         if now - self._ran_since >= _LONGEST_RUN:
             if self._deadline is not None and now >= self._deadline:
                 raise self._too_late()
-            self._hub.sleep(0)
+            self._hub.sleep(SHORTEST_PAUSE)
             self._ran_since = time.monotonic()
 
     def _too_late(self) -> psycopg2.Error:

@@ -25,7 +25,7 @@ from psycopg2 import _psycopg, extensions, sql
 
 from .. import libpq
 from ..hubs import hub
-from .copying import cut_off, waiter_of
+from .copying import SHORTEST_PAUSE, cut_off, waiter_of
 from .cursor import Cursor
 from .server_errors import error_of, text_codec
 
@@ -192,7 +192,7 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
                 since_wait += 1
                 if since_wait >= _MESSAGES_PER_TURN:
                     since_wait = 0
-                    hub().sleep(0)
+                    hub().sleep(SHORTEST_PAUSE)
                 continue
             since_wait = 0
             conn._owner = hub().current()
