@@ -6,20 +6,23 @@ HUBS := gevent eventlet threads
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test $(HUBS:%=test-%) check bench clean
+.PHONY: help demo test $(HUBS:%=test-%) check bench psycopg2-suite clean
 
 help:  ## what there is to make
-	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: $(VENV)/demo  ## a web app on a PostgreSQL of its own, at http://127.0.0.1:8000 (PORT=... for another port)
 	@$(BIN)/greenpg demo --port $(PORT)
 
 test: $(VENV)/test  ## the tests on all three hubs, with a PostgreSQL of their own
 	@for hub in $(HUBS); do $(BIN)/pytest --hub=$$hub || exit 1; done
-	@echo "left out: nothing"
+	@echo "left out: psycopg2's own suite (make psycopg2-suite)"
 
 $(HUBS:%=test-%): test-%: $(VENV)/test
 	$(BIN)/pytest --hub=$*
+
+psycopg2-suite: $(VENV)/suite  ## psycopg2's own test suite on greenpg (a minute or two; not a part of `make test`)
+	timeout 1800 $(BIN)/python tests/psycopg2_suite.py
 
 check: $(VENV)/check  ## ruff, mypy --strict, and who imports whom
 	$(BIN)/ruff check .
@@ -29,6 +32,7 @@ check: $(VENV)/check  ## ruff, mypy --strict, and who imports whom
 
 bench: $(VENV)/bench  ## the benchmarks, peers and greenpg in one run
 	$(BIN)/python benchmarks/fairness.py
+	$(BIN)/python benchmarks/bulk_copy.py
 
 clean:  ## remove what make has made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
@@ -38,7 +42,7 @@ $(VENV)/pip:
 	@touch $@
 
 # One stamp for each set of extras.
-$(VENV)/demo $(VENV)/test $(VENV)/bench: $(VENV)/%: pyproject.toml | $(VENV)/pip
+$(VENV)/demo $(VENV)/test $(VENV)/bench $(VENV)/suite: $(VENV)/%: pyproject.toml | $(VENV)/pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 

@@ -10,6 +10,7 @@ __all__ = [
     "ROLLED_BACK",
     "UNKNOWN",
     "ConnectionInUse",
+    "CopyInProgress",
     "DeadlineExceeded",
     "LibpqUnavailable",
     "PatchError",
@@ -44,6 +45,22 @@ class ConnectionInUse(psycopg2.ProgrammingError):
 
     def __reduce__(self) -> tuple[type[ConnectionInUse], tuple[str, str]]:
         return type(self), (self.operation, self.owner)
+
+
+class CopyInProgress(ConnectionInUse):
+    """A connection was called while it is in the middle of a `with cur.copy()` block. The COPY is unharmed.
+
+    Fields as `ConnectionInUse`'s; `owner` is the task that is in the block.
+    """
+
+    def __init__(self, operation: str, owner: str) -> None:
+        psycopg2.ProgrammingError.__init__(
+            self,
+            f"{operation}() refused: a COPY is under way on this connection, in a `with cur.copy()` block of {owner}. "
+            "Leave the block first, or use another connection",
+        )
+        self.operation = operation
+        self.owner = owner
 
 
 class DeadlineExceeded(psycopg2.errors.QueryCanceled):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -33,6 +34,20 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "PQhost": (_text, [_pointer]),
     "PQhostaddr": (_text, [_pointer]),
     "PQport": (_text, [_pointer]),
+    "PQisnonblocking": (_int, [_pointer]),
+    "PQsetnonblocking": (_int, [_pointer, _int]),
+    "PQconsumeInput": (_int, [_pointer]),
+    "PQflush": (_int, [_pointer]),
+    "PQisBusy": (_int, [_pointer]),
+    "PQputCopyData": (_int, [_pointer, _text, _int]),
+    "PQputCopyEnd": (_int, [_pointer, _text]),
+    "PQgetResult": (_pointer, [_pointer]),
+    "PQclear": (None, [_pointer]),
+    "PQresultStatus": (_int, [_pointer]),
+    "PQresultErrorMessage": (_text, [_pointer]),
+    "PQresultErrorField": (_text, [_pointer, _int]),
+    "PQcmdStatus": (_text, [_pointer]),
+    "PQcmdTuples": (_text, [_pointer]),
     "PQgetCancel": (_pointer, [_pointer]),
     "PQcancel": (_int, [_pointer, _pointer, _int]),
     "PQfreeCancel": (None, [_pointer]),
@@ -47,6 +62,31 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 #: What PQcancelPoll (and PQconnectPoll) return.
 POLLING_FAILED, POLLING_READING, POLLING_WRITING, POLLING_OK = range(4)
+
+#: Some of what PQresultStatus returns.
+COMMAND_OK, COPY_OUT, COPY_IN, FATAL_ERROR, COPY_BOTH = 1, 3, 4, 7, 8
+
+#: psycopg2's names for the fields of an error, and PQresultErrorField's codes.
+DIAGNOSTICS = {
+    "column_name": "c",
+    "constraint_name": "n",
+    "context": "W",
+    "datatype_name": "d",
+    "internal_position": "p",
+    "internal_query": "q",
+    "message_detail": "D",
+    "message_hint": "H",
+    "message_primary": "M",
+    "schema_name": "s",
+    "severity": "S",
+    "severity_nonlocalized": "V",
+    "source_file": "F",
+    "source_function": "R",
+    "source_line": "L",
+    "sqlstate": "C",
+    "statement_position": "P",
+    "table_name": "t",
+}
 
 
 @cache
@@ -158,3 +198,140 @@ def _handles() -> tuple[Any, Any]:
             f"psycopg2 runs on libpq {expected}, but the one found through {path} is {found}: refusing to mix them"
         )
     return handles
+
+
+@dataclass(frozen=True)
+class Result:
+    """A PGresult without rows, copied out of libpq's memory."""
+
+    status: int
+    #: As "COPY 42", and the 42 of it; -1 where there is none.
+    command: bytes = b""
+    rows_affected: int = -1
+    #: The message with its severity, and `DIAGNOSTICS`.
+    message: bytes = b""
+    diagnostics: dict[str, bytes] = field(default_factory=dict)
+
+
+def next_result(pgconn: int) -> Result | None:
+    """PQgetResult: None when the statement is through. Blocks unless PQisBusy has said that it won't.
+
+    While a COPY is under way it gives, each time, a result with the status COPY_IN or COPY_OUT.
+    """
+    address = function("PQgetResult")(pgconn)
+    if not address:
+        return None
+    try:
+        status = function("PQresultStatus")(address)
+        if status != FATAL_ERROR:
+            return Result(
+                status,
+                command=function("PQcmdStatus")(address) or b"",
+                rows_affected=int(function("PQcmdTuples")(address) or -1),
+            )
+        error_field = function("PQresultErrorField")
+        diagnostics = {name: error_field(address, ord(code)) for name, code in DIAGNOSTICS.items()}
+        return Result(
+            status,
+            message=function("PQresultErrorMessage")(address) or b"",
+            diagnostics={name: value for name, value in diagnostics.items() if value is not None},
+        )
+    finally:
+        function("PQclear")(address)
+
+
+def copy_in_progress(pgconn: int) -> int | None:
+    """COPY_IN, COPY_OUT or COPY_BOTH while that is under way, else None. Not for use while a result may be pending:
+    it would be lost. Never blocks."""
+    if function("PQisBusy")(pgconn):
+        return None
+    result = next_result(pgconn)
+    return result.status if result is not None and result.status in (COPY_IN, COPY_OUT, COPY_BOTH) else None
+
+
+#: What `CopyReader` says: ask again, wait until the socket is readable, no more data, the connection is lost.
+MORE, WAIT, END, LOST = range(4)
+
+
+class CopyReader:
+    """Takes the data of a COPY TO out of libpq, never blocking.
+
+    The cost of a COPY TO is the calls for each row. PQgetlineAsync copies a row into memory of ours: one call, where
+    PQgetCopyData needs three (it, the copy, PQfreemem). Called without declared types, with arguments made before.
+    """
+
+    BLOCK_BYTES = 128 * 1024
+    _ROWS = 1000
+
+    def __init__(self, pgconn: int) -> None:
+        handle = _handles()[0]
+        try:
+            self._getline = handle["PQgetlineAsync"]
+        except AttributeError:
+            raise LibpqUnavailable("the libpq that psycopg2 runs on has no PQgetlineAsync()") from None
+        self._pgconn = _pointer(pgconn)
+        self._consume_input = function("PQconsumeInput")
+        self._memory = ctypes.create_string_buffer(self.BLOCK_BYTES)
+        self._view = memoryview(self._memory).cast("B")
+        self._start = ctypes.addressof(self._memory)
+        self._target = _pointer(self._start)
+        self._begun_row = b""
+
+    def read_block(self) -> tuple[bytes, int]:
+        """What is there, `BLOCK_BYTES` at most, and what to do next. A row may be cut anywhere."""
+        getline, pgconn, target = self._getline, self._pgconn, self._target
+        position = target.value = self._start
+        end = position + self.BLOCK_BYTES
+        has_read = False
+        while True:
+            length = getline(pgconn, target, end - position)
+            if length > 0:
+                has_read = False
+                position += length
+                if position == end:
+                    state = MORE
+                    break
+                target.value = position
+            else:
+                state = self._state_after(length, has_read)
+                if state != MORE:
+                    break
+                has_read = True
+        return self._view[: position - self._start].tobytes(), state
+
+    def read_rows(self) -> tuple[list[bytes], int]:
+        """The same, row by row: one for each row that the server has sent, complete, in COPY's format."""
+        getline, pgconn, target, view, limit = self._getline, self._pgconn, self._target, self._view, self.BLOCK_BYTES
+        target.value = self._start
+        rows: list[bytes] = []
+        total = 0
+        has_read = False
+        while True:
+            length = getline(pgconn, target, limit)
+            if length > 0:
+                has_read = False
+                row = view[:length].tobytes()
+                if length == limit:  # the row goes on
+                    self._begun_row += row
+                    continue
+                if self._begun_row:
+                    row, self._begun_row = self._begun_row + row, b""
+                rows.append(row)
+                total += length
+                if total > limit or len(rows) >= self._ROWS:
+                    return rows, MORE
+            else:
+                state = self._state_after(length, has_read)
+                if state != MORE:
+                    if state != WAIT and self._begun_row:  # it was as long as the memory, exactly
+                        rows.append(self._begun_row)
+                        self._begun_row = b""
+                    return rows, state
+                has_read = True
+
+    def _state_after(self, length: int, has_read: bool) -> int:
+        if length < 0:
+            return END
+        if has_read:
+            return WAIT
+        return MORE if self._consume_input(self._pgconn) else LOST

@@ -12,6 +12,13 @@ pytestmark = pytest.mark.only_hub("threads")
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {
     "first_steps.py": ["PostgreSQL", "sum of what 50 greenlets read: 1225", "0 lent, 0 waiting"],
+    "bulk_load.py": ["loaded 300000 rows", "the handler says: 300000 rows"],
+    "large_object_download.py": ["right: [True, True, True]"],
+    "change_data_capture.py": [
+        "INSERT public.account: {'id': '1', 'balance': '100'}\n",
+        "COMMIT",
+        "DELETE public.account",
+    ],
     "native_threads.py": [f"squares: {[n * n for n in range(20)]}"],
     "with_eventlet.py": [f"numbers: {list(range(25))}"],
 }

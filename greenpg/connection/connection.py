@@ -16,7 +16,9 @@ from .composing import compose
 from .cursor import Cursor, ServerCursor
 from .deadlines import DeadlineBlock, checked_seconds, deadlines_of
 from .guarding import guarded_method, guarded_property
-from .waiting import WaitState
+from .lobject import LargeObjectMixin
+from .replication import ReplicationCursor, is_replication_cursor
+from .waiting import CopyBlock, WaitState
 
 logger = logging.getLogger("greenpg.connection")
 
@@ -29,7 +31,7 @@ _LEAVE_TIMEOUT = 5.0
 _CANCEL_TIMEOUT = 1.0
 
 
-class Connection(WaitState, _connection):
+class Connection(LargeObjectMixin, WaitState, _connection):
     """psycopg2's connection; everything psycopg2 documents of connections holds.
 
     While another task waits for the server on it, calls that would talk to the server raise
@@ -45,14 +47,17 @@ class Connection(WaitState, _connection):
     #: The pool that has lent the connection, while it is lent.
     _pool: Any = None
 
-    rollback = guarded_method(_connection, "rollback")
-    reset = guarded_method(_connection, "reset")
+    #: What was opened in a transaction before is not valid any more, like psycopg2's own `mark`.
+    _transactions_ended = 0
+
+    rollback = guarded_method(_connection, "rollback", ends_transaction=True)
+    reset = guarded_method(_connection, "reset", ends_transaction=True)
     set_session = guarded_method(_connection, "set_session")
     set_isolation_level = guarded_method(_connection, "set_isolation_level")
-    set_client_encoding = guarded_method(_connection, "set_client_encoding")
+    set_client_encoding = guarded_method(_connection, "set_client_encoding", ends_transaction=True)
     tpc_begin = guarded_method(_connection, "tpc_begin")
-    tpc_prepare = guarded_method(_connection, "tpc_prepare")
-    tpc_rollback = guarded_method(_connection, "tpc_rollback")
+    tpc_prepare = guarded_method(_connection, "tpc_prepare", ends_transaction=True)
+    tpc_rollback = guarded_method(_connection, "tpc_rollback", ends_transaction=True)
     tpc_recover = guarded_method(_connection, "tpc_recover")
 
     autocommit = guarded_property(_connection, "autocommit")
@@ -61,11 +66,14 @@ class Connection(WaitState, _connection):
     deferrable = guarded_property(_connection, "deferrable")
 
     def commit(self) -> None:
-        """Commit, as psycopg2's. Suspends if there is a transaction.
+        """Commit, as psycopg2's. Suspends; without a transaction, only to let other tasks run once.
 
         Interrupted, it waits for the outcome all the same (5 s at most), then raises what interrupted it;
         `errors.commit_outcome(exception)` says what has become of the transaction.
         """
+        if self.status == extensions.STATUS_READY:
+            # Nothing to wait for, and a task that does it in a loop would keep all others from running.
+            hub().sleep(0)
         self._commit("commit", ())
 
     def tpc_commit(self, *xid: Any) -> None:
@@ -76,6 +84,7 @@ class Connection(WaitState, _connection):
         if self._owner is not None:
             self._refuse_if_owned(name)
         self._call = name
+        self._transactions_ended += 1
         outcome = COMMITTED
         try:
             getattr(_connection, name)(self, *args)
@@ -103,7 +112,7 @@ class Connection(WaitState, _connection):
         if self._pool is not None and self._pool.close_returns:
             self._pool.putconn(self)
             return
-        if self._owner is not None:
+        if self._owner is not None and not (isinstance(self._owner, CopyBlock) and self._owner.let_go()):
             self._throw_owner_out()
         if self._fd_waiter is not None:
             self._fd_waiter.close()
@@ -138,6 +147,8 @@ class Connection(WaitState, _connection):
             raise psycopg2.InterfaceError("connection already closed")
         if self.status == extensions.STATUS_PREPARED:
             raise psycopg2.ProgrammingError("cancel cannot be used with a prepared two-phase transaction")
+        if self.status not in (extensions.STATUS_READY, extensions.STATUS_BEGIN):
+            raise psycopg2.OperationalError("asynchronous connection attempt underway")
         request_cancel(self, time.monotonic() + timeout)
 
     @property
@@ -173,6 +184,8 @@ class Connection(WaitState, _connection):
     ) -> Any:
         """A cursor, as psycopg2's: of `cursor_factory`, or else the connection's, with greenpg's methods under it."""
         factory = cursor_factory or self.cursor_factory
-        green = Cursor if name is None else ServerCursor
+        green: type = Cursor if name is None else ServerCursor
+        if factory is not None and is_replication_cursor(factory):
+            green = ReplicationCursor
         factory = green if factory is None else compose(factory, green)
         return _connection.cursor(self, name, factory, withhold, scrollable)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import psycopg2
 from psycopg2 import extensions
 
+from .copy import Copy
+from .copy_file import FileCopyMixin
+from .copying import end_stray_copy
 from .guarding import guarded_cursor_method
 
 _cursor = extensions.cursor
 _execute = _cursor.execute
+_rowcount: Any = _cursor.rowcount.__get__
+_statusmessage: Any = _cursor.statusmessage.__get__
 
 
-class Cursor(_cursor):
+class Cursor(FileCopyMixin, _cursor):
     """psycopg2's cursor on a `greenpg.Connection`. Everything psycopg2 documents of cursors holds.
 
     While another task waits for the server on the same connection, `execute()` and its kin raise
@@ -21,6 +27,9 @@ class Cursor(_cursor):
     """
 
     connection: Any  # a Connection; psycopg2 makes no other with this class
+
+    #: (the query, row count and status) of the last `copy()` block: psycopg2 saw only its beginning.
+    _copied: tuple[Any, int, str] | None = None
 
     # Calls go to psycopg2's C class directly: this class always stands just above it (see composing.py).
 
@@ -32,10 +41,40 @@ class Cursor(_cursor):
         conn._call = "execute"
         try:
             _execute(self, query, vars)
+        except psycopg2.ProgrammingError as error:
+            end_stray_copy(conn, error)
+            raise
         finally:
             conn._call = None
             if conn._interruption is not None:
                 conn._raise_interruption()
+
+    def copy(self, statement: Any, params: Any = None) -> Copy:
+        """`with cur.copy("COPY ...") as copy`: a COPY whose data the program writes or reads by itself, as psycopg 3's.
+
+        Entering the block runs the statement, with `params` merged into it as by `execute()`, and suspends. Raises
+        `psycopg2.ProgrammingError` if the statement isn't a COPY FROM STDIN or TO STDOUT. See `Copy`.
+        """
+        return Copy(self, statement, params)
+
+    def _note_copy(self, rowcount: int, statusmessage: str) -> None:
+        self._copied = (self.query, rowcount, statusmessage)
+
+    @property
+    def rowcount(self) -> int:
+        """Number of rows of the last statement, as psycopg2's; -1 if there is none."""
+        copied = self._copied
+        if copied is not None and copied[0] is self.query:
+            return copied[1]
+        return _rowcount(self)  # type: ignore[no-any-return]
+
+    @property
+    def statusmessage(self) -> str | None:
+        """What the server called the last statement, as "COPY 42"; as psycopg2's."""
+        copied = self._copied
+        if copied is not None and copied[0] is self.query:
+            return copied[2]
+        return _statusmessage(self)  # type: ignore[no-any-return]
 
     executemany = guarded_cursor_method(_cursor, "executemany")
     callproc = guarded_cursor_method(_cursor, "callproc")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 
-def guarded_method(psycopg2_class: Any, name: str) -> Callable[..., Any]:
-    """psycopg2's connection method of that name, guarded."""
+def guarded_method(psycopg2_class: Any, name: str, *, ends_transaction: bool = False) -> Callable[..., Any]:
+    """psycopg2's connection method of that name, guarded. Does it end the transaction, if there is one?"""
     method = getattr(psycopg2_class, name)
 
     @functools.wraps(method)
@@ -16,6 +16,8 @@ def guarded_method(psycopg2_class: Any, name: str) -> Callable[..., Any]:
         if self._owner is not None:
             self._refuse_if_owned(name)
         self._call = name
+        if ends_transaction:
+            self._transactions_ended += 1
         try:
             return method(self, *args, **kwargs)
         finally:

@@ -27,10 +27,22 @@ _OK, _READ, _WRITE = extensions.POLL_OK, extensions.POLL_READ, extensions.POLL_W
 _CONNECTED = frozenset({extensions.STATUS_READY, extensions.STATUS_BEGIN, extensions.STATUS_PREPARED})
 
 
+class CopyBlock:
+    """An `_owner` that is no task: a `with cur.copy()` block, between its calls as well (see copy.py)."""
+
+    def refusal(self, operation: str) -> ConnectionInUse:
+        """The error for whoever wants to use the connection meanwhile."""
+        raise NotImplementedError
+
+    def let_go(self) -> bool:
+        """`close()` asks whether it may close the connection now; False if a task waits inside."""
+        raise NotImplementedError
+
+
 class WaitState:
     """What a `Connection` knows of its waits. No slots: they would keep it from being mixed into other classes."""
 
-    #: The task that waits inside psycopg2 on this connection.
+    #: The task that waits inside psycopg2 on this connection, or a `CopyBlock`.
     _owner: object | None = None
     #: The task that last did.
     _last_owner: object | None = None
@@ -40,12 +52,19 @@ class WaitState:
     _call: str | None = None
     #: What was thrown into the present call's wait, to be raised at its end.
     _interruption: BaseException | None = None
+    #: The copy_from() or its like that is under way, a `copy_file.FileCopy`.
+    _file_copy: Any = None
+    #: A replication stream was stopped on it: see replication.py.
+    _has_stopped_stream = False
     #: None until a deadline is set for the first time.
     _deadlines: Deadlines | None = None
 
     def _refuse_if_owned(self, operation: str) -> None:
-        if self._owner is not None:
-            raise ConnectionInUse(operation, hub().describe(self._owner))
+        owner = self._owner
+        if isinstance(owner, CopyBlock):
+            raise owner.refusal(operation)
+        if owner is not None:
+            raise ConnectionInUse(operation, hub().describe(owner))
 
     def _raise_interruption(self) -> None:
         interruption, self._interruption = self._interruption, None
@@ -78,14 +97,16 @@ def make_wait_callback(wait_hub: Hub) -> Callable[[Any], None]:
                 if state == _READ:
                     is_in_time = waiter.wait_read(deadline)
                 elif state == _OK:
-                    return None
+                    if conn._file_copy is None or not conn._file_copy.run(conn, waiter, deadline):
+                        return None
+                    is_in_time = True
                 elif state == _WRITE:
                     is_in_time = waiter.wait_write(deadline)
                 else:
                     raise psycopg2.OperationalError(f"unexpected result of poll(): {state!r}")
                 if not is_in_time:
                     # Before giving up, the socket is looked at once more: the answer may be there.
-                    if poll() == _OK:
+                    if poll() == _OK and conn._file_copy is None:
                         return None
                     raise conn._deadlines.exceeded()
         except DeadlineExceeded as exception:

@@ -1,0 +1,71 @@
+"""psycopg2's exceptions for errors that come by other ways than psycopg2's own calls."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import psycopg2
+from psycopg2 import _psycopg, extensions
+
+from .. import libpq
+
+_classes_by_sqlstate: dict[str, type[psycopg2.Error]] = _psycopg.sqlstate_errors
+
+
+class Diagnostics:
+    """What `psycopg2.extensions.Diagnostics` says, read beforehand: psycopg2 makes its own from a PGresult only."""
+
+    def __init__(self, fields: dict[str, str]) -> None:
+        for name in libpq.DIAGNOSTICS:
+            setattr(self, name, fields.get(name))
+
+
+def text_codec(conn: Any) -> str:
+    """Python's name for the connection's client encoding."""
+    return extensions.encodings[conn.encoding]
+
+
+def error_of(result: libpq.Result, conn: Any, cursor: Any = None) -> psycopg2.Error:
+    """The exception that psycopg2 would raise for a result with the status FATAL_ERROR."""
+    codec = text_codec(conn)
+    fields = {name: value.decode(codec, "replace") for name, value in result.diagnostics.items()}
+    pgerror = result.message.decode(codec, "replace")
+    message = pgerror
+    for severity in ("ERROR:  ", "FATAL:  ", "PANIC:  "):
+        message = message.removeprefix(severity)
+    sqlstate = fields.get("sqlstate")
+    error: psycopg2.Error = _with_diagnostics(_class_of(sqlstate))(message)
+    error.__setstate__({"pgerror": pgerror, "pgcode": sqlstate})  # type: ignore[no-untyped-call]
+    error._diag, error._cursor = Diagnostics(fields), cursor  # type: ignore[attr-defined]
+    return error
+
+
+def _class_of(sqlstate: str | None) -> Any:
+    if sqlstate is None:
+        return psycopg2.DatabaseError
+    exact = _classes_by_sqlstate.get(sqlstate)
+    if exact is not None:
+        return exact
+    for known, known_class in _classes_by_sqlstate.items():
+        if known[:2] == sqlstate[:2]:
+            return known_class.__bases__[0]  # the DB-API class of this class of SQLSTATEs
+    return psycopg2.DatabaseError
+
+
+@cache
+def _with_diagnostics(base: Any) -> Any:
+    """The class, with a `diag` and a `cursor` that psycopg2's C code hasn't set."""
+
+    def reduce(self: Any) -> tuple[Any, ...]:
+        return base, self.args, {"pgerror": self.pgerror, "pgcode": self.pgcode}
+
+    namespace = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "__reduce__": reduce,
+        "diag": property(lambda self: self._diag),
+        "cursor": property(lambda self: self._cursor),
+    }
+    return type(base.__name__, (base,), namespace)
