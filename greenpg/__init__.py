@@ -20,8 +20,10 @@ from .connection.connecting import connect
 from .connection.connection import Connection
 from .connection.cursor import Cursor, ServerCursor
 from .connection.patching import is_patched, patch, unpatch
+from .connection.transaction import Rollback, Transaction
 from .errors import PoolClosed, PoolTimeout, TooManyRequests
-from .pool.pool import ConnectionPool, NullConnectionPool
+from .pool.null_pool import NullConnectionPool
+from .pool.pool import ConnectionPool
 
 __all__ = [
     "Connection",
@@ -30,8 +32,10 @@ __all__ = [
     "NullConnectionPool",
     "PoolClosed",
     "PoolTimeout",
+    "Rollback",
     "ServerCursor",
     "TooManyRequests",
+    "Transaction",
     "connect",
     "errors",
     "is_patched",

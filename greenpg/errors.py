@@ -18,6 +18,7 @@ __all__ = [
     "PoolTimeout",
     "TooManyRequests",
     "commit_outcome",
+    "safe_to_retry",
 ]
 
 #: What `commit_outcome()` says.
@@ -108,3 +109,18 @@ def commit_outcome(exception: BaseException) -> str | None:
 def note_commit_outcome(exception: BaseException, outcome: str) -> None:
     """Make `commit_outcome()` say so of the exception."""
     exception._greenpg_commit_outcome = outcome  # type: ignore[attr-defined]
+
+
+def safe_to_retry(exception: BaseException) -> bool:
+    """True only if nothing of what was asked can have reached the server: what raised it can be called once more.
+
+    So it is for the pool's own errors, `ConnectionInUse`, and failures to connect. Not after a failed statement: a lost
+    connection doesn't tell how far it came.
+    """
+    refused = (PoolTimeout, PoolClosed, TooManyRequests, ConnectionInUse)
+    return isinstance(exception, refused) or getattr(exception, "_greenpg_failed_to_connect", False)
+
+
+def note_failed_to_connect(exception: BaseException) -> None:
+    """Make `safe_to_retry()` say so of the exception."""
+    exception._greenpg_failed_to_connect = True  # type: ignore[attr-defined]

@@ -198,6 +198,7 @@ class SimulatedConnection:
         self._pool = self._slot = None
         self.closed = 0
         self.is_dead = False
+        self._ride = None
         self.autocommit = False
 
     def fileno(self):

@@ -117,6 +117,12 @@ class Simulation:
         if self.random.random() < 0.1:
             raise ZeroDivisionError
 
+    def run_until(self, condition):
+        end = self.hub.now + 20
+        while not condition() and self.hub.now < end:
+            self.hub.run(until=self.hub.now + 0.5)
+        self.hub.run(until=self.hub.now + 0.5)  # what is under way in the background
+
     def clients_left(self):
         return sum(not task.dead for task in self.tasks)
 
@@ -136,7 +142,7 @@ class Simulation:
                 self.hub.at(when, lambda task=task: self.hub.throw(task, Killed))
         if self.random.random() < 0.2:
             self.hub.at(self.hub.now + 0.1, lambda: self.hub.spawn(self.pool.close))
-        self.hub.run(until=self.hub.now + 20)
+        self.run_until(lambda: not self.clients_left())
         self.check_the_end()
 
     def check_the_end(self):
@@ -159,7 +165,7 @@ class Simulation:
             self.pool._check = None
             conns = []
             self.hub.spawn(lambda: conns.extend(self.pool.getconn() for _ in range(ledger.max_size)))
-            self.hub.run(until=self.hub.now + 20)
+            self.run_until(lambda: len(conns) == ledger.max_size)
             assert len(conns) == ledger.max_size, "a slot is lost"
 
 
@@ -176,6 +182,7 @@ def simulate(monkeypatch, seed):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.timeout(400)
 def test_random_schedules(monkeypatch, caplog):
     caplog.set_level("CRITICAL", "greenpg.pool")
     served = killed = refused = 0
@@ -216,6 +223,7 @@ POOL = (greenpg.pool.base, "BasePool")
         ((*POOL, "_replace_lost"), "if ledger.size < ledger.min_size or", "if"),
     ],
 )
+@pytest.mark.timeout(400)
 def test_mutants_are_caught(monkeypatch, caplog, function, old, new):
     caplog.set_level("CRITICAL", "greenpg.pool")
     mutate(monkeypatch, function, old, new)

@@ -10,6 +10,7 @@ import psycopg2
 from psycopg2 import extensions
 from psycopg2._psycopg import _connect as _c_connect
 
+from ..errors import note_failed_to_connect
 from ..hubs import hub
 from .composing import compose
 from .connection import Connection
@@ -51,6 +52,14 @@ def raw_connect(
     dsn: str, connection_factory: Any = None, *, total_connect_timeout: float | None = None, **asynchronous: Any
 ) -> Any:
     """What stands in for `psycopg2._connect` while patched."""
+    try:
+        return _raw_connect(dsn, connection_factory, total_connect_timeout, **asynchronous)
+    except psycopg2.Error as error:
+        note_failed_to_connect(error)
+        raise
+
+
+def _raw_connect(dsn: str, connection_factory: Any, total_connect_timeout: float | None, **asynchronous: Any) -> Any:
     factory = Connection if connection_factory is None else compose(connection_factory, Connection)
     if extensions.get_wait_callback() is None:  # libpq does it all, in C
         return _psycopg2_connect(dsn, connection_factory=factory, **asynchronous)

@@ -52,6 +52,8 @@ class Copy(CopyBlock):
 
     def __enter__(self) -> Copy:
         conn = self._conn
+        if conn._ride is not None and conn._ride.is_pending:
+            conn._ride.go_native()
         deadline = self._start()
         self._task = hub().current()
         conn._owner = self

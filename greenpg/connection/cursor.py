@@ -14,6 +14,7 @@ from .guarding import guarded_cursor_method
 
 _cursor = extensions.cursor
 _execute = _cursor.execute
+_query: Any = _cursor.query.__get__
 _rowcount: Any = _cursor.rowcount.__get__
 _statusmessage: Any = _cursor.statusmessage.__get__
 
@@ -28,6 +29,9 @@ class Cursor(FileCopyMixin, _cursor):
 
     connection: Any  # a Connection; psycopg2 makes no other with this class
 
+    #: (the message that was sent, the user's statement in it): see riding.py.
+    _ridden: tuple[Any, bytes] | None = None
+
     #: (the query, row count and status) of the last `copy()` block: psycopg2 saw only its beginning.
     _copied: tuple[Any, int, str] | None = None
 
@@ -38,6 +42,9 @@ class Cursor(FileCopyMixin, _cursor):
         conn = self.connection
         if conn._owner is not None:
             conn._refuse_if_owned("execute")
+        if conn._ride is not None and conn._ride.is_pending:
+            conn._ride.execute_first(self, query, vars)
+            return
         conn._call = "execute"
         try:
             _execute(self, query, vars)
@@ -59,6 +66,15 @@ class Cursor(FileCopyMixin, _cursor):
 
     def _note_copy(self, rowcount: int, statusmessage: str) -> None:
         self._copied = (self.query, rowcount, statusmessage)
+
+    def _hide_prefix(self, statement: bytes) -> None:
+        self._ridden = (_query(self), statement)
+
+    @property
+    def query(self) -> Any:
+        """The last statement that was sent, as bytes; as psycopg2's."""
+        query = _query(self)
+        return self._ridden[1] if self._ridden is not None and self._ridden[0] is query else query
 
     @property
     def rowcount(self) -> int:
@@ -82,6 +98,13 @@ class Cursor(FileCopyMixin, _cursor):
 
 class ServerCursor(Cursor):
     """psycopg2's named cursor: its fetches talk to the server, so they are guarded as well."""
+
+    def execute(self, query: Any, vars: Any = None) -> None:
+        ride = self.connection._ride
+        if ride is not None:  # DECLARE is written by psycopg2, which wants to be in a transaction of its own
+            self.connection._refuse_if_owned("execute")
+            ride.go_native()
+        super().execute(query, vars)
 
     fetchone = guarded_cursor_method(_cursor, "fetchone")
     fetchmany = guarded_cursor_method(_cursor, "fetchmany")

@@ -35,10 +35,16 @@ def error_of(result: libpq.Result, conn: Any, cursor: Any = None) -> psycopg2.Er
     for severity in ("ERROR:  ", "FATAL:  ", "PANIC:  "):
         message = message.removeprefix(severity)
     sqlstate = fields.get("sqlstate")
-    error: psycopg2.Error = _with_diagnostics(_class_of(sqlstate))(message)
+    error: psycopg2.Error = with_diagnostics(_class_of(sqlstate))(message)
     error.__setstate__({"pgerror": pgerror, "pgcode": sqlstate})  # type: ignore[no-untyped-call]
     error._diag, error._cursor = Diagnostics(fields), cursor  # type: ignore[attr-defined]
     return error
+
+
+def diagnostics_of(error: psycopg2.Error) -> dict[str, str]:
+    """The fields of its `diag` that the server has set."""
+    fields = {name: getattr(error.diag, name) for name in libpq.DIAGNOSTICS}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _class_of(sqlstate: str | None) -> Any:
@@ -54,7 +60,7 @@ def _class_of(sqlstate: str | None) -> Any:
 
 
 @cache
-def _with_diagnostics(base: Any) -> Any:
+def with_diagnostics(base: Any) -> Any:
     """The class, with a `diag` and a `cursor` that psycopg2's C code hasn't set."""
 
     def reduce(self: Any) -> tuple[Any, ...]:

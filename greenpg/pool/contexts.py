@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ..connection.riding import Ride
 from .healing import note_error
+from .returning import IDLE_STATUS
 
 if TYPE_CHECKING:
     from .pool import ConnectionPool
@@ -45,7 +48,10 @@ class ConnectionContext:
 
 
 class CursorContext:
-    """Lends a cursor in a transaction of its own: commits at the end, rolls back if the block raises."""
+    """Lends a cursor in a transaction of its own: commits at the end, rolls back if the block raises.
+
+    BEGIN rides with the first statement (see connection/riding.py), unless the connections are in autocommit.
+    """
 
     __slots__ = ("_conn", "_cursor", "_cursor_factory", "_lent_at", "_pool", "_timeout")
 
@@ -60,6 +66,8 @@ class CursorContext:
         self._conn = conn = self._pool._lend(self._timeout)
         self._lent_at = conn._slot.lent_at
         try:
+            if not conn.autocommit:
+                Ride(conn).start()
             self._cursor = cursor = conn.cursor(cursor_factory=self._cursor_factory)
         except BaseException:
             self._pool.putconn(conn)
@@ -76,10 +84,59 @@ class CursorContext:
         if exc is not None:
             note_error(self._pool, conn, exc)
         try:
-            finish_transaction(conn, exc_type)
+            if conn._ride is not None:
+                end_ride(conn._ride, exc_type)
+            else:
+                finish_transaction(conn, exc_type)
             cursor.close()
         finally:
             self._pool.putconn(conn)
+
+
+class TransactionContext:
+    """Lends a connection for a transaction block, `conn.transaction()`."""
+
+    __slots__ = ("_conn", "_lending", "_options", "_transaction")
+
+    def __init__(self, pool: ConnectionPool, timeout: float | None, options: dict[str, Any]) -> None:
+        self._lending = ConnectionContext(pool, timeout)
+        self._options = options
+        self._transaction: Any = None
+
+    def __enter__(self) -> Any:
+        conn = self._lending.__enter__()
+        try:
+            self._transaction = conn.transaction(**self._options)
+            self._transaction.__enter__()
+        except BaseException:
+            self._lending.__exit__(*sys.exc_info())
+            raise
+        return conn
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        transaction, self._transaction = self._transaction, None
+        try:
+            is_settled: bool = transaction.__exit__(exc_type, exc, traceback)
+        except BaseException:
+            self._lending.__exit__(*sys.exc_info())
+            raise
+        if is_settled:
+            exc_type = exc = traceback = None
+        self._lending.__exit__(exc_type, exc, traceback)
+        return is_settled
+
+
+def end_ride(ride: Ride, exc_type: type[BaseException] | None) -> None:
+    """Commit, or roll back after an error without hiding it. Suspends if anything was sent."""
+    if exc_type is None:
+        ride.end(commit=True)
+        return
+    try:
+        ride.end(commit=False)
+    except Exception as error:
+        logger.warning("rollback after %s failed: %s", exc_type.__name__, error)
 
 
 def finish_transaction(conn: Any, exc_type: type[BaseException] | None) -> None:
@@ -87,7 +144,7 @@ def finish_transaction(conn: Any, exc_type: type[BaseException] | None) -> None:
 
     A connection that is closed has nothing to finish: whatever broke it has been raised to the block already.
     """
-    if conn.closed:
+    if conn.closed or conn.get_transaction_status() == IDLE_STATUS:
         return
     if exc_type is None:
         conn.commit()

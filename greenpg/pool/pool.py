@@ -7,18 +7,23 @@ are waited for, looked at, and go; this file is what users call.
 from __future__ import annotations
 
 import logging
+import operator
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from ..hubs import hub
 from .base import BasePool
-from .contexts import ConnectionContext, CursorContext
+from .contexts import ConnectionContext, CursorContext, TransactionContext
 from .healing import check_idle_connections, ensure_healthy, ping
 from .ledger import Slot
-from .parameters import check_not_negative, check_sizes
-from .returning import IDLE_STATUS, clean_up, close_quietly, discard
+from .parameters import check_not_negative
+from .returning import IDLE_STATUS, clean_up, close_quietly
+from .running import first_value, run_one_shot, run_repeatedly
 from .waiting import wait_in_line
+
+T = TypeVar("T")
 
 logger = logging.getLogger("greenpg.pool")
 
@@ -74,6 +79,47 @@ class ConnectionPool(BasePool):
         rollback if it raises. Suspends as `connection()` does.
         """
         return CursorContext(self, cursor_factory, timeout)
+
+    def transaction(self, *, timeout: float | None = None, **options: Any) -> TransactionContext:
+        """`with pool.transaction() as conn:` lends a connection for a block that is a transaction.
+
+        Options and behaviour of `conn.transaction()`: `isolation_level`, `readonly`, `deferrable`, `force_rollback`.
+        """
+        return TransactionContext(self, timeout, options)
+
+    def run(self, function: Callable[[Any], T], *, attempts: int = 5, **options: Any) -> T:
+        """`function(conn)` in a transaction of its own, repeated if that fails by a serialization failure or deadlock.
+
+        Returns its result. After `attempts` (default 5) failures of that kind, with growing, jittered pauses of 5 ms to
+        1 s in between, the last one is raised, its text saying how often it was tried. Everything else is raised at
+        once. `options` are `transaction()`'s. Suspends.
+        """
+        return run_repeatedly(self, function, attempts, **options)
+
+    # -- one statement, one round trip
+
+    def execute(self, query: Any, vars: Any = None, *, timeout: float | None = None) -> int:
+        """Run one statement, committed by itself, in one round trip. Returns the number of rows. Suspends."""
+        rows: int = run_one_shot(self, query, vars, operator.attrgetter("rowcount"), None, timeout)
+        return rows
+
+    def fetchone(
+        self, query: Any, vars: Any = None, *, cursor_factory: Any = None, timeout: float | None = None
+    ) -> Any:
+        """The first row of a statement that is committed by itself, None if there is none. One round trip. Suspends."""
+        return run_one_shot(self, query, vars, operator.methodcaller("fetchone"), cursor_factory, timeout)
+
+    def fetchall(
+        self, query: Any, vars: Any = None, *, cursor_factory: Any = None, timeout: float | None = None
+    ) -> list[Any]:
+        """All rows of a statement that is committed by itself. One round trip. Suspends."""
+        return run_one_shot(self, query, vars, operator.methodcaller("fetchall"), cursor_factory, timeout)
+
+    def fetchval(self, query: Any, vars: Any = None, *, timeout: float | None = None) -> Any:
+        """The first column of the first row, None if there is none. One round trip. Suspends."""
+        return run_one_shot(self, query, vars, first_value, None, timeout)
+
+    # -- by hand
 
     def getconn(self, timeout: float | None = None) -> Any:
         """Borrow a connection; each must be given back with `putconn()`. `connection()` is harder to get wrong.
@@ -143,6 +189,7 @@ class ConnectionPool(BasePool):
             and conn.get_transaction_status() == IDLE_STATUS
             and now < slot.expires_at
             and self._reset is None
+            and conn._ride is None
         ):
             self._pass_on(slot)
         else:
@@ -239,40 +286,3 @@ class ConnectionPool(BasePool):
         if self._observer is None:
             raise ValueError(f"the pool {self.name!r} doesn't keep histograms: make it with histograms=True")
         return self._observer.as_dict()
-
-
-class NullConnectionPool(ConnectionPool):
-    """Limits connections without keeping them: each is opened for a request, and closed when nobody waits for it.
-
-    As psycopg_pool's: `min_size` must be 0 (the default), `max_size` None or 0 sets no limit, `check()` does nothing,
-    and `wait()` opens a connection to see whether that works.
-    """
-
-    _default_min_size = 0
-    _keeps_idle = False
-
-    def _check_size(self, min_size: int, max_size: int | None) -> tuple[int, int]:
-        if min_size != 0:
-            raise ValueError(f"min_size must be 0 for a {type(self).__name__}, not {min_size}")
-        return check_sizes(0, max_size or sys.maxsize)
-
-    @property
-    def max_size(self) -> int:
-        """0: no limit."""
-        return 0 if self._ledger.max_size == sys.maxsize else self._ledger.max_size
-
-    def wait(self, timeout: float = 30.0) -> None:
-        """Suspend until a connection has been opened, to see whether it can be.
-
-        Raises `PoolTimeout`, and closes the pool, if that takes longer than `timeout` seconds.
-        """
-        try:
-            conn = self._lend(timeout)
-        except BaseException:
-            self.close()
-            raise
-        conn._pool = None
-        discard(self, conn._slot)
-
-    def check(self) -> None:
-        """Nothing to do: there are no idle connections."""

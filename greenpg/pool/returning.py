@@ -82,10 +82,10 @@ def _clean(pool: BasePool, slot: Slot) -> bool:
         pool._stats.returns_bad += 1
         logger.warning("pool %r: closing connection returned while a statement was running: %s", pool.name, conn)
         return False
-    if status != IDLE_STATUS:
+    if status != IDLE_STATUS or conn._ride is not None:
         logger.warning("pool %r: rolling back returned connection: %s", pool.name, conn)
         try:
-            conn.rollback()
+            _roll_back(conn)
         except Exception as error:
             logger.warning("pool %r: rollback failed: %s. Discarding connection %s", pool.name, error, conn)
             return False
@@ -93,6 +93,20 @@ def _clean(pool: BasePool, slot: Slot) -> bool:
         logger.info("pool %r: discarding expired connection", pool.name)
         return False
     return pool._reset is None or _reset(pool, conn)
+
+
+def _roll_back(conn: Any) -> None:
+    if conn._ride is not None:  # returned inside its block
+        conn._ride.end(commit=False)
+        conn._transactions.clear()
+    elif conn.autocommit:  # somebody executed a BEGIN, which psycopg2 doesn't know of
+        with conn.cursor() as cur:
+            cur.execute("ROLLBACK")
+    else:
+        conn.rollback()
+    status = conn.info.transaction_status
+    if status != IDLE_STATUS:
+        raise RuntimeError(f"the status is {status_name(status)} afterwards")
 
 
 def _reset(pool: BasePool, conn: Any) -> bool:

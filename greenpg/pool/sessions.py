@@ -27,6 +27,7 @@ def reset_session(conn: Any) -> None:
     if conn.encoding != encoding:
         conn.set_client_encoding(encoding)
     conn.set_session(isolation_level="DEFAULT", readonly="DEFAULT", deferrable="DEFAULT", autocommit=autocommit)
+    conn._has_session_settings = False
     conn.cursor_factory = cursor_factory
     if conn.statement_deadline != deadline:
         conn.statement_deadline = deadline
