@@ -803,3 +803,61 @@ def test_native_thread(dsn):
         return cur.rowcount, count
 
     assert hub().run_in_thread(work) == (100000, 100000)
+
+
+def test_forgotten_block_and_the_pool(make_pool, admin):
+    """A connection that comes back in the middle of a COPY is not lent again; the pool goes on."""
+    pool = make_pool(min_size=1, max_size=1)
+    conn = pool.getconn()
+    conn.cursor().copy(ENDLESS).__enter__()
+    pool.putconn(conn)
+    with pool.cursor() as cur:
+        cur.execute("SELECT 1")
+        assert cur.fetchone() == (1,)
+    assert conn.closed
+
+
+@pytest.fixture
+def no_wait_callback():
+    callback = extensions.get_wait_callback()
+    extensions.set_wait_callback(None)
+    yield
+    extensions.set_wait_callback(callback)
+
+
+@pytest.mark.may_block
+def test_without_a_wait_callback(dsn, no_wait_callback):
+    """psycopg2's own methods then, blocking; `copy()` works as well."""
+    conn = greenpg.connect(dsn)
+    cur = conn.cursor()
+    cur.execute("CREATE TEMP TABLE item (id int, name text)")
+    cur.copy_from(io.StringIO("1\tone\n"), "item")
+    with cur.copy("COPY item FROM STDIN") as copy:
+        for number in range(2, 100_000):
+            copy.write_row((number, "name"))
+    with cur.copy("COPY item TO STDOUT") as copy:
+        assert sum(1 for _ in copy.rows()) == 99_999
+    file = io.StringIO()
+    cur.copy_to(file, "item")
+    assert len(file.getvalue().splitlines()) == 99_999
+    with pytest.raises(ZeroDivisionError):
+        with cur.copy("COPY item FROM STDIN") as copy:
+            raise ZeroDivisionError
+    assert usable(conn)
+    conn.close()
+
+
+def test_connection_made_before_patching(dsn):
+    """psycopg2 has made it blocking; COPY doesn't block all the same."""
+    callback = extensions.get_wait_callback()
+    extensions.set_wait_callback(None)
+    conn = greenpg.connect(dsn)
+    extensions.set_wait_callback(callback)
+    cur = conn.cursor()
+    cur.execute("CREATE TEMP TABLE item (id int, name text)")
+    cur.copy_from(Reader([b"1\tx\n" * 100_000]), "item")
+    assert cur.rowcount == 100_000
+    file = io.BytesIO()
+    cur.copy_to(file, "item")
+    assert len(file.getvalue()) == 400_000
+    conn.close()

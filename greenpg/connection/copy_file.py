@@ -27,6 +27,16 @@ _cursor = extensions.cursor
 _TAKES_BLOCKS = (io.BytesIO, io.StringIO, io.BufferedWriter, io.BufferedRandom, io.FileIO, io.TextIOWrapper)
 
 
+# Files whose read() nobody else sees: they may be read in larger pieces than psycopg2's.
+_GIVES_BLOCKS = (io.BytesIO, io.StringIO, io.BufferedReader, io.BufferedRandom, io.TextIOWrapper)
+_BLOCK_BYTES = 64 * 1024
+
+
+def _is_method_of(method: Any, classes: tuple[type, ...]) -> bool:
+    """Whether it is a method of exactly one of these classes; tempfile's wrappers wrap their methods, too."""
+    return type(getattr(inspect.unwrap(method) if callable(method) else method, "__self__", None)) in classes
+
+
 class FileCopy:
     """One copy_from, copy_to or copy_expert: moves the data between a file and the connection."""
 
@@ -80,6 +90,8 @@ class FileCopy:
         except AttributeError as error:
             self._fail(channel, error)
             return
+        if 0 < size < _BLOCK_BYTES and _is_method_of(read, _GIVES_BLOCKS) and self._file.seekable():  # no pipe
+            size = _BLOCK_BYTES
         while True:
             try:
                 data = read(size)
@@ -103,9 +115,7 @@ class FileCopy:
         write = self._file.write
         is_text = isinstance(self._file, io.TextIOBase)
         codec = text_codec(conn)
-        # tempfile's wrappers wrap the methods, too
-        builtin_write = inspect.unwrap(write) if callable(write) else write
-        if type(getattr(builtin_write, "__self__", None)) in _TAKES_BLOCKS:
+        if _is_method_of(write, _TAKES_BLOCKS):
             decode = codecs.getincrementaldecoder(codec)().decode  # a character may be cut
             while block := channel.read_block():
                 write(decode(block) if is_text else block)
@@ -121,7 +131,8 @@ class FileCopyMixin:
     def copy_from(
         self, file: Any, table: str, sep: str = "\t", null: str = "\\N", size: int = 8192, columns: Any = None
     ) -> None:
-        """COPY a table from a file, as psycopg2's: `file.read(size)` gives bytes or str.
+        """COPY a table from a file, as psycopg2's: `file.read(size)` gives bytes or str. Files of
+        the `io` module on a disk or in memory are read by 64 KiB at least.
 
         An exception of `read()` ends the COPY; what is raised is the COPY's error, with that one in its text and as its
         `__cause__`. A kill or a timeout ends it as well, comes out unchanged, and the connection is kept.
