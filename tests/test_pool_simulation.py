@@ -142,7 +142,7 @@ class Simulation:
                 self.hub.at(when, lambda task=task: self.hub.throw(task, Killed))
         if self.random.random() < 0.2:
             self.hub.at(self.hub.now + 0.1, lambda: self.hub.spawn(self.pool.close))
-        self.run_until(lambda: not self.clients_left())
+        self.run_until(lambda: not (self.clients_left() or self.pool._ledger.opening))
         self.check_the_end()
 
     def check_the_end(self):
