@@ -20,18 +20,25 @@ from .connection.connecting import connect
 from .connection.connection import Connection
 from .connection.cursor import Cursor, ServerCursor
 from .connection.patching import is_patched, patch, unpatch
-from .errors import PoolClosed, PoolTimeout, TooManyRequests
+from .errors import ListenerClosed, PoolClosed, PoolTimeout, TooManyRequests, WaitTimeout
 from .pool.pool import ConnectionPool, NullConnectionPool
+from .shared.listener import Listener
+from .shared.subscription import Gap, Subscription
 
 __all__ = [
     "Connection",
     "ConnectionPool",
     "Cursor",
+    "Gap",
+    "Listener",
+    "ListenerClosed",
     "NullConnectionPool",
     "PoolClosed",
     "PoolTimeout",
     "ServerCursor",
+    "Subscription",
     "TooManyRequests",
+    "WaitTimeout",
     "connect",
     "errors",
     "is_patched",
