@@ -640,3 +640,46 @@ def test_fork(listener, admin):
     wait_until(lambda: os.waitpid(child, os.WNOHANG) == (child, 0))
     notify(admin, "a", "2")
     assert payloads(subscription, 1) == ["2"]
+
+
+# -- by a pool
+
+
+def test_pool_listens_and_notifies(make_pool, dsn, admin):
+    pool = make_pool(extensions.make_dsn(dsn, application_name="listener"), min_size=1)
+    with pool.listen("a") as first, pool.listen("b", "a") as second:
+        pool.notify("a", "1")
+        pool.notify("b")
+        assert payloads(first, 1) == ["1"]
+        assert payloads(second, 2) == ["1", ""]
+        assert len(backends(admin)) == 2, "one of the pool's, and one that listens"
+        with pool.cursor() as cur:
+            cur.execute("SELECT pg_notify('a', 'in a transaction')")
+            assert first.get(0.05) is None
+        assert payloads(first, 1) == ["in a transaction"]
+    with pytest.raises(ValueError, match="at most 7999"):
+        pool.notify("a", "x" * 8000)
+    with pytest.raises(ValueError, match="can't be a channel"):
+        pool.notify("")
+    remaining = pool.listen("a")
+    pool.close()
+    assert remaining.closed
+    wait_until(lambda: not backends(admin))
+    with pytest.raises(greenpg.PoolClosed):
+        pool.listen("a")
+
+
+def test_pool_gives_its_parameters_to_the_listener(make_pool, dsn, admin):
+    pool = make_pool(
+        lambda: dsn, kwargs=lambda: {"application_name": "by kwargs", "autocommit": True}, min_size=0, max_size=1
+    )
+    with pool.connection(), pool.listen("a"):
+        assert len(backends(admin, "by kwargs")) == 2
+
+
+def test_pool_that_cant_connect(make_pool, through_proxy):
+    proxy, dsn = through_proxy
+    proxy.refuse()
+    pool = make_pool(dsn, min_size=0, max_size=1, timeout=0.2)
+    with pytest.raises(WaitTimeout, match="server closed the connection"):
+        pool.listen("a")
