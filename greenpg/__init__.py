@@ -20,6 +20,7 @@ from .connection.connecting import connect
 from .connection.connection import Connection
 from .connection.cursor import Cursor, ServerCursor
 from .connection.patching import is_patched, patch, unpatch
+from .connection.waiting import wait
 from .errors import ListenerClosed, PoolClosed, PoolTimeout, TooManyRequests, WaitTimeout
 from .pool.pool import ConnectionPool, NullConnectionPool
 from .shared.listener import Listener
@@ -44,6 +45,7 @@ __all__ = [
     "is_patched",
     "patch",
     "unpatch",
+    "wait",
 ]
 
 __version__ = "0.1.0"
