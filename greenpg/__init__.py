@@ -24,6 +24,7 @@ from .connection.waiting import wait
 from .errors import ListenerClosed, PoolClosed, PoolTimeout, TooManyRequests, WaitTimeout
 from .pool.pool import ConnectionPool, NullConnectionPool
 from .shared.listener import Listener
+from .shared.shared_connection import SharedConnection
 from .shared.subscription import Gap, Subscription
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "PoolClosed",
     "PoolTimeout",
     "ServerCursor",
+    "SharedConnection",
     "Subscription",
     "TooManyRequests",
     "WaitTimeout",
