@@ -190,9 +190,16 @@ def test_kill_cancels_nothing(conn):
     assert cur.fetchone()[1] == "done"
 
 
-def test_cancel(conn):
+def test_cancel(conn, admin):
     cur = conn.cursor()
     cur.execute("SELECT pg_sleep(60)")
+
+    def has_begun():  # a request that comes before the query finds nothing to cancel
+        with admin.cursor() as look:
+            look.execute("SELECT state FROM pg_stat_activity WHERE pid = %s", (conn.info.backend_pid,))
+            return look.fetchone() == ("active",)
+
+    wait_until(has_begun)
     conn.cancel()
     with pytest.raises(psycopg2.errors.QueryCanceled):
         greenpg.wait(conn)
