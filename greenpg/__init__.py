@@ -21,26 +21,37 @@ from .connection.connection import Connection
 from .connection.cursor import Cursor, ServerCursor
 from .connection.patching import is_patched, patch, unpatch
 from .connection.transaction import Rollback, Transaction
-from .errors import PoolClosed, PoolTimeout, TooManyRequests
+from .connection.waiting import wait
+from .errors import ListenerClosed, PoolClosed, PoolTimeout, TooManyRequests, WaitTimeout
 from .pool.null_pool import NullConnectionPool
 from .pool.pool import ConnectionPool
+from .shared.listener import Listener
+from .shared.shared_connection import SharedConnection
+from .shared.subscription import Gap, Subscription
 
 __all__ = [
     "Connection",
     "ConnectionPool",
     "Cursor",
+    "Gap",
+    "Listener",
+    "ListenerClosed",
     "NullConnectionPool",
     "PoolClosed",
     "PoolTimeout",
     "Rollback",
     "ServerCursor",
+    "SharedConnection",
+    "Subscription",
     "TooManyRequests",
     "Transaction",
+    "WaitTimeout",
     "connect",
     "errors",
     "is_patched",
     "patch",
     "unpatch",
+    "wait",
 ]
 
 __version__ = "0.1.0"

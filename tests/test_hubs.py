@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from kit import Task, run_all
+from kit import Task, run_all, wait_until
 
 from greenpg.hubs import hub
 
@@ -272,3 +272,21 @@ def test_waiters_do_not_leak_descriptors(pair):
         waiter.close()
     assert len(os.listdir("/proc/self/fd")) <= before
     assert threading.active_count() < 50
+
+
+@pytest.mark.only_hub("gevent")
+def test_event_set_by_another_native_thread_when_nothing_else_goes_on_in_the_loop():
+    import gevent
+
+    events = []
+
+    def wait():
+        gevent.sleep(0)  # from now on the native thread has a loop
+        events.append(hub().event())
+        return events[0].wait()
+
+    task = Task(hub().run_in_thread, wait)
+    wait_until(lambda: events)
+    hub().sleep(0.02)
+    events[0].set()
+    assert task.result() is True

@@ -18,6 +18,7 @@ from .threads import ThreadsHub
 
 _READ, _WRITE = 1, 2
 _EXPIRED = object()
+_LONG = 86_400.0
 
 
 def _switch_until(hub: Any, task: Any, deadline: float) -> bool:
@@ -133,7 +134,9 @@ class GeventEvent:
         try:
             while not self._is_set:
                 if deadline is None:
-                    hub.switch()
+                    # With a timer, since a loop in which nothing else is going on ends with LoopExit, though another
+                    # native thread may be about to call set().
+                    _switch_until(hub, task, time.monotonic() + _LONG)
                 elif not _switch_until(hub, task, deadline):
                     return self._is_set
             return True
