@@ -10,6 +10,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from ..errors import COMMITTED, ROLLED_BACK, UNKNOWN, note_commit_outcome
+from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import hub
 from .cancel import CancelRequest, request_cancel, shut_down
 from .composing import compose
@@ -92,7 +93,8 @@ class Connection(LargeObjectMixin, WaitState, _connection):
             outcome = UNKNOWN if self.closed else ROLLED_BACK
             if not isinstance(error, psycopg2.ProgrammingError | psycopg2.InterfaceError):
                 note_commit_outcome(error, outcome)
-            raise
+            name_by_sqlstate(error)
+            raise error
         except BaseException as exception:
             outcome = UNKNOWN
             note_commit_outcome(exception, outcome)

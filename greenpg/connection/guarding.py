@@ -6,6 +6,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import psycopg2
+
+from ..errors.sqlstate import name_by_sqlstate
+
 
 def guarded_method(psycopg2_class: Any, name: str, *, ends_transaction: bool = False) -> Callable[..., Any]:
     """psycopg2's connection method of that name, guarded. Does it end the transaction, if there is one?"""
@@ -20,6 +24,9 @@ def guarded_method(psycopg2_class: Any, name: str, *, ends_transaction: bool = F
             self._transactions_ended += 1
         try:
             return method(self, *args, **kwargs)
+        except psycopg2.DatabaseError as error:
+            name_by_sqlstate(error)
+            raise error
         finally:
             self._call = None
             if self._interruption is not None:
@@ -40,6 +47,9 @@ def guarded_cursor_method(psycopg2_class: Any, name: str) -> Callable[..., Any]:
         conn._call = name
         try:
             return method(self, *args, **kwargs)
+        except psycopg2.DatabaseError as error:
+            name_by_sqlstate(error)
+            raise error
         finally:
             conn._call = None
             if conn._interruption is not None:
