@@ -20,8 +20,10 @@ from .connection.connecting import connect
 from .connection.connection import Connection
 from .connection.cursor import Cursor, ServerCursor
 from .connection.patching import is_patched, patch, unpatch
+from .connection.rows import RowDict
 from .errors import PoolClosed, PoolTimeout, TooManyRequests
 from .pool.pool import ConnectionPool, NullConnectionPool
+from .pool.registry import close_pools, forget_pool, get_pool
 
 __all__ = [
     "Connection",
@@ -30,10 +32,14 @@ __all__ = [
     "NullConnectionPool",
     "PoolClosed",
     "PoolTimeout",
+    "RowDict",
     "ServerCursor",
     "TooManyRequests",
+    "close_pools",
     "connect",
     "errors",
+    "forget_pool",
+    "get_pool",
     "is_patched",
     "patch",
     "unpatch",
