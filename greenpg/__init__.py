@@ -21,6 +21,7 @@ from .connection.connection import Connection
 from .connection.cursor import Cursor, ServerCursor
 from .connection.patching import is_patched, patch, unpatch
 from .connection.rows import RowDict
+from .connection.sql_log import SqlLog
 from .errors import PoolClosed, PoolTimeout, TooManyRequests
 from .pool.pool import ConnectionPool, NullConnectionPool
 from .pool.registry import close_pools, forget_pool, get_pool
@@ -34,6 +35,7 @@ __all__ = [
     "PoolTimeout",
     "RowDict",
     "ServerCursor",
+    "SqlLog",
     "TooManyRequests",
     "close_pools",
     "connect",
