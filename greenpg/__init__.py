@@ -22,21 +22,31 @@ from .connection.cursor import Cursor, ServerCursor
 from .connection.patching import is_patched, patch, unpatch
 from .connection.rows import RowDict
 from .connection.sql_log import SqlLog
-from .errors import PoolClosed, PoolTimeout, TooManyRequests
+from .connection.waiting import wait
+from .errors import ListenerClosed, PoolClosed, PoolTimeout, TooManyRequests, WaitTimeout
 from .pool.pool import ConnectionPool, NullConnectionPool
 from .pool.registry import close_pools, forget_pool, get_pool
+from .shared.listener import Listener
+from .shared.shared_connection import SharedConnection
+from .shared.subscription import Gap, Subscription
 
 __all__ = [
     "Connection",
     "ConnectionPool",
     "Cursor",
+    "Gap",
+    "Listener",
+    "ListenerClosed",
     "NullConnectionPool",
     "PoolClosed",
     "PoolTimeout",
     "RowDict",
     "ServerCursor",
+    "SharedConnection",
     "SqlLog",
+    "Subscription",
     "TooManyRequests",
+    "WaitTimeout",
     "close_pools",
     "connect",
     "errors",
@@ -45,6 +55,7 @@ __all__ = [
     "is_patched",
     "patch",
     "unpatch",
+    "wait",
 ]
 
 __version__ = "0.1.0"

@@ -73,6 +73,7 @@ for line in sys.stdin:
                 try:
                     if command == "reset":
                         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        end.shutdown(socket.SHUT_RD)  # wakes the thread that would keep the socket open
                         end.close()
                     else:
                         end.shutdown(socket.SHUT_RDWR)

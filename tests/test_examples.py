@@ -20,9 +20,18 @@ EXAMPLES = {
         "DELETE public.account",
     ],
     "native_threads.py": [f"squares: {[n * n for n in range(20)]}"],
+    "point_adapter.py": [
+        "sent: INSERT INTO atable VALUES ('(1.23, 4.56)'::point), (NULL)",
+        "received: Point(x=1.23, y=4.56)\nreceived: None\n",
+    ],
+    "logging_cursor.py": [
+        "statements: SELECT 'it''s', pg_sleep(0.02) [ok, ",
+        "statements: SELECT 1 / 0 [DivisionByZero, ",
+        "error: division by zero",
+    ],
     "with_eventlet.py": [f"numbers: {list(range(25))}"],
 }
-TESTED_ELSEWHERE = {"webapp.py", "gunicorn_conf.py"}
+TESTED_ELSEWHERE = {"chat.py", "webapp.py", "gunicorn_conf.py"}
 
 
 def test_every_example_is_tested():

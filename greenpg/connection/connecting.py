@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psycopg2
@@ -14,6 +15,7 @@ from ..hubs import hub
 from .composing import compose
 from .connection import Connection
 from .hosts import ConnectWatch, Host, HostTimedOut, Route, find_route, look_up, watches
+from .waiting import wait_by_poll
 
 _psycopg2_connect: Any = _c_connect  # psycopg2's own, whatever patch() puts in its place
 
@@ -54,28 +56,60 @@ def raw_connect(
     factory = Connection if connection_factory is None else compose(connection_factory, Connection)
     if extensions.get_wait_callback() is None:  # libpq does it all, in C
         return _psycopg2_connect(dsn, connection_factory=factory, **asynchronous)
-    deadline = None if total_connect_timeout is None else time.monotonic() + total_connect_timeout
-    route = find_route(dsn)
-    first_deadline = deadline if route.timeout is None else _earlier(deadline, time.monotonic() + route.timeout)
-    hosts, failures = look_up(route.hosts, first_deadline)
-    if route.hosts and not hosts:
-        raise psycopg2.OperationalError("\n".join(failures))
     if any(asynchronous.values()):
+        route, hosts, _ = _prepare(dsn, total_connect_timeout)
         conn = _psycopg2_connect(route.dsn_to(hosts), connection_factory=factory, **asynchronous)
     else:
-        conn = _connect_in_time(route, hosts, failures, factory, deadline)
+        conn = _connect_in_time(
+            dsn, total_connect_timeout, lambda found: _psycopg2_connect(found, connection_factory=factory)
+        )
     if isinstance(conn, Connection):
         conn._given_dsn = dsn
     return conn
 
 
-def _connect_in_time(route: Route, hosts: list[Host], failures: list[str], factory: Any, deadline: float | None) -> Any:
+def connect_asynchronous(dsn: str, begun: Callable[[Any], object]) -> Any:
+    """An asynchronous `Connection` that is ready to use. Suspends; `connect_timeout` holds as in `connect()`.
+
+    `begun` is called with each connection that is tried, before it is waited for, so that another task can shut it
+    down meanwhile; and with None before it is closed because it failed.
+    """
+
+    def open_and_wait(found: str) -> Any:
+        conn = _psycopg2_connect(found, connection_factory=Connection, async_=True)
+        try:
+            begun(conn)
+            wait_by_poll(conn, hub())
+        except BaseException:
+            begun(None)
+            conn.close()
+            raise
+        conn._given_dsn = dsn
+        return conn
+
+    return _connect_in_time(dsn, None, open_and_wait)
+
+
+def _prepare(dsn: str, total_timeout: float | None) -> tuple[Route, list[Host], list[str]]:
+    """The way to the server, names looked up: hosts to try, and what went wrong with others. Suspends."""
+    deadline = None if total_timeout is None else time.monotonic() + total_timeout
+    route = find_route(dsn)
+    first_deadline = deadline if route.timeout is None else _earlier(deadline, time.monotonic() + route.timeout)
+    hosts, failures = look_up(route.hosts, first_deadline)
+    if route.hosts and not hosts:
+        raise psycopg2.OperationalError("\n".join(failures))
+    return route, hosts, failures
+
+
+def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable[[str], Any]) -> Any:
     """Let libpq try the hosts; whenever one has had its time, begin again without it."""
+    deadline = None if total_timeout is None else time.monotonic() + total_timeout
+    route, hosts, failures = _prepare(dsn, total_timeout)
     task = hub().current()
     while True:
         watch = watches[task] = ConnectWatch(route.timeout, deadline)
         try:
-            return _psycopg2_connect(route.dsn_to(hosts), connection_factory=factory)
+            return connect_to(route.dsn_to(hosts))
         except HostTimedOut:
             host = watch.timed_out(hosts)
             failures.append(f"connection to {host} failed: timeout expired")

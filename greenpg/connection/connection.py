@@ -18,8 +18,9 @@ from .cursor import Cursor, ServerCursor
 from .deadlines import DeadlineBlock, checked_seconds, deadlines_of
 from .guarding import guarded_method, guarded_property
 from .lobject import LargeObjectMixin
+from .notifying import NotifyWaits
 from .replication import ReplicationCursor, is_replication_cursor
-from .waiting import CopyBlock, WaitState
+from .waiting import CopyBlock
 
 logger = logging.getLogger("greenpg.connection")
 
@@ -32,7 +33,7 @@ _LEAVE_TIMEOUT = 5.0
 _CANCEL_TIMEOUT = 1.0
 
 
-class Connection(LargeObjectMixin, WaitState, _connection):
+class Connection(LargeObjectMixin, NotifyWaits, _connection):
     """psycopg2's connection; everything psycopg2 documents of connections holds.
 
     While another task waits for the server on it, calls that would talk to the server raise

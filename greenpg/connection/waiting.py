@@ -11,13 +11,14 @@ returns as if nothing had happened, and the guarded call (guarding.py) raises th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import psycopg2
 from psycopg2 import extensions
 
-from ..errors import ConnectionInUse, DeadlineExceeded
+from ..errors import ConnectionInUse, DeadlineExceeded, WaitTimeout
 from ..hubs import FdWaiter, Hub, hub
 from .deadlines import Deadlines
 from .hosts import HostTimedOut, watches
@@ -133,21 +134,50 @@ def _wait_for_foreign(conn: Any, wait_hub: Hub) -> None:
         raise
 
 
-def wait_by_poll(conn: Any, wait_hub: Hub) -> None:
+def wait(conn: Any, timeout: float | None = None) -> None:
+    """Wait, by the hub, until an asynchronous connection is connected, or its query answered. Suspends.
+
+        conn = greenpg.connect(dsn, async_=True)
+        greenpg.wait(conn)
+        cur = conn.cursor()
+        cur.execute("SELECT 1")
+        greenpg.wait(conn)
+
+    It is psycopg2's `extras.wait_select()` for all hubs, and takes any asynchronous connection of psycopg2's.
+
+    Raises the query's error; `errors.WaitTimeout` after `timeout` seconds (None: no limit); `errors.ConnectionInUse`
+    while another task waits for the same connection. Neither a timeout nor a kill cancels anything: the query goes on,
+    and `wait()` can be called again. `connect_timeout` is not looked at, as psycopg2 doesn't: use `timeout`.
+    """
+    refuse = getattr(conn, "_refuse_if_owned", None)
+    if refuse is None:  # psycopg2's own connection, which has no room for a note
+        return wait_by_poll(conn, hub(), timeout)
+    refuse("wait")
+    conn._owner = hub().current()
+    try:
+        wait_by_poll(conn, hub(), timeout)
+    finally:
+        conn._owner = None
+
+
+def wait_by_poll(conn: Any, wait_hub: Hub, timeout: float | None = None) -> None:
     """Wait for a connection of which nothing can be kept from wait to wait: a foreign one, or one that is connecting.
 
     While it connects, libpq may close its socket and get the same number for the next one, to another host. A
-    `ConnectWatch` of the task limits the time (see connecting.py).
+    `ConnectWatch` of the task limits the time (see connecting.py), or else the timeout.
     """
     watch = watches.get(wait_hub.current())
+    total_deadline = None if timeout is None else time.monotonic() + timeout
     is_in_time = True
     while True:
         state = conn.poll()
         if state == _OK:
             return
         if not is_in_time:  # polled once more, and the answer isn't there
+            if watch is None:
+                raise WaitTimeout(f"{conn} has not come to an answer within {timeout:g} s")
             raise HostTimedOut("timeout expired")
-        deadline = None if watch is None else watch.deadline(conn.pgconn_ptr)
+        deadline = total_deadline if watch is None else watch.deadline(conn.pgconn_ptr)
         waiter = wait_hub.fd_waiter(conn.fileno())
         try:
             if state == _READ:

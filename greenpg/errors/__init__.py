@@ -17,10 +17,12 @@ __all__ = [
     "CopyInProgress",
     "DeadlineExceeded",
     "LibpqUnavailable",
+    "ListenerClosed",
     "PatchError",
     "PoolClosed",
     "PoolTimeout",
     "TooManyRequests",
+    "WaitTimeout",
     "commit_outcome",
 ]
 __all__ += sqlstate.__all__
@@ -81,6 +83,10 @@ class LibpqUnavailable(psycopg2.NotSupportedError):
     """Something needs a function of libpq that greenpg can't call through the installed psycopg2."""
 
 
+class ListenerClosed(psycopg2.OperationalError):
+    """A `Listener`, or the subscription that was asked for a notification, is closed."""
+
+
 class PoolClosed(psycopg2.OperationalError):
     """A connection was asked of a pool that is closed, or not open yet."""
 
@@ -100,6 +106,10 @@ class PoolTimeout(psycopg2.OperationalError):
 
 class TooManyRequests(psycopg2.OperationalError):
     """`max_waiting` requests are waiting for a connection already."""
+
+
+class WaitTimeout(psycopg2.OperationalError):
+    """What was waited for did not come in time: an answer of the server, or a turn. The text says which."""
 
 
 def commit_outcome(exception: BaseException) -> str | None:

@@ -18,6 +18,7 @@ from ..hubs import Event, hub
 from .forking import forget_connections, pools_to_survive_forks
 from .keeping import Keeper
 from .ledger import Ledger, Slot
+from .notifying import Notifying
 from .observing import Observer
 from .opening import Opener
 from .parameters import check_connecting, check_not_negative, check_sizes, resetter
@@ -38,7 +39,7 @@ P = TypeVar("P", bound="BasePool")
 _pool_numbers = itertools.count(1)
 
 
-class BasePool:
+class BasePool(Notifying):
     """Everything of a pool but the lending; see `ConnectionPool`."""
 
     _default_min_size = 4
@@ -207,6 +208,7 @@ class BasePool:
             close_quietly(slot.conn)
         if not done.wait(deadline):
             logger.warning("pool %r: still connecting %s s after close()", self.name, timeout)
+        self._close_listener(max(deadline - time.monotonic(), 0.0))
 
     @property
     def closed(self) -> bool:
