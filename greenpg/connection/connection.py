@@ -11,6 +11,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from ..errors import COMMITTED, ROLLED_BACK, UNKNOWN, note_commit_outcome
+from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import hub
 from .cancel import CancelRequest, request_cancel, shut_down
 from .composing import compose
@@ -54,6 +55,9 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
     _initial_session: tuple[Any, ...] = ()
     #: The pool that has lent the connection, while it is lent.
     _pool: Any = None
+    #: What goes under the classes of cursors; a log (sql_log.py) brings others.
+    _client_cursor: type = Cursor
+    _server_cursor: type = ServerCursor
 
     #: What was opened in a transaction before is not valid any more, like psycopg2's own `mark`.
     _transactions_ended = 0
@@ -162,14 +166,16 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
                 self._control(name)
             else:
                 getattr(_connection, name)(self, *args)
-        except (psycopg2.ProgrammingError, psycopg2.InterfaceError):
-            outcome = None  # psycopg2 has refused to do it
-            raise
         except BaseException as error:
-            outcome = UNKNOWN if self.closed else ROLLED_BACK
-            if name.endswith("commit"):
-                note_commit_outcome(error, outcome)
-            raise
+            if isinstance(error, psycopg2.ProgrammingError | psycopg2.InterfaceError):
+                outcome = None  # psycopg2 has refused to do it
+            else:
+                outcome = UNKNOWN if self.closed else ROLLED_BACK
+                if name.endswith("commit"):
+                    note_commit_outcome(error, outcome)
+            if isinstance(error, psycopg2.Error):
+                name_by_sqlstate(error)
+            raise error
         finally:
             self._call = None
             if self._interruption is not None:
@@ -258,7 +264,7 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
     ) -> Any:
         """A cursor, as psycopg2's: of `cursor_factory`, or else the connection's, with greenpg's methods under it."""
         factory = cursor_factory or self.cursor_factory
-        green: type = Cursor if name is None else ServerCursor
+        green = self._client_cursor if name is None else self._server_cursor
         if factory is not None and is_replication_cursor(factory):
             green = ReplicationCursor
         factory = green if factory is None else compose(factory, green)

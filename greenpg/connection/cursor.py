@@ -7,10 +7,12 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
+from ..errors.sqlstate import name_by_sqlstate
 from .copy import Copy
 from .copy_file import FileCopyMixin
 from .copying import end_stray_copy
 from .guarding import guarded_cursor_method
+from .rows import DictFetches
 
 _cursor = extensions.cursor
 _execute = _cursor.execute
@@ -19,7 +21,7 @@ _rowcount: Any = _cursor.rowcount.__get__
 _statusmessage: Any = _cursor.statusmessage.__get__
 
 
-class Cursor(FileCopyMixin, _cursor):
+class Cursor(DictFetches, FileCopyMixin, _cursor):
     """psycopg2's cursor on a `greenpg.Connection`. Everything psycopg2 documents of cursors holds.
 
     While another task waits for the server on the same connection, `execute()` and its kin raise
@@ -48,9 +50,11 @@ class Cursor(FileCopyMixin, _cursor):
         conn._call = "execute"
         try:
             _execute(self, query, vars)
-        except psycopg2.ProgrammingError as error:
-            end_stray_copy(conn, error)
-            raise
+        except psycopg2.DatabaseError as error:
+            if isinstance(error, psycopg2.ProgrammingError):
+                end_stray_copy(conn, error)
+            name_by_sqlstate(error)
+            raise error
         finally:
             conn._call = None
             if conn._interruption is not None:

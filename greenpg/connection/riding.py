@@ -14,6 +14,7 @@ import psycopg2
 import psycopg2.errors
 from psycopg2 import extensions
 
+from ..errors.sqlstate import name_by_sqlstate
 from .server_errors import Diagnostics, diagnostics_of, with_diagnostics
 
 if TYPE_CHECKING:
@@ -137,14 +138,16 @@ class Ride:
         except psycopg2.Error as error:
             if self.is_pending and not conn.closed:
                 cur._hide_prefix(statement)
-                self._after_error(cur, statement, error)
-            raise
+                error = self._true_error(cur, statement, error)
+            name_by_sqlstate(error)
+            raise error from None
         finally:
             conn._call = None
             if conn._interruption is not None:
                 conn._raise_interruption()
 
-    def _after_error(self, cur: Any, statement: bytes, error: psycopg2.Error) -> None:
+    def _true_error(self, cur: Any, statement: bytes, error: psycopg2.Error) -> psycopg2.Error:
+        """The error that psycopg2 would have raised, with the transaction in the state that it would have left."""
         conn = self._conn
         self.is_pending = conn.get_transaction_status() == _IDLE
         if not self.is_pending:
@@ -152,9 +155,13 @@ class Ride:
         elif error.pgcode is not None and conn._interruption is None:
             # The server could not parse the message and has run nothing of it, BEGIN included. So it's safe to send it
             # again, after a BEGIN: the transaction is in error then, as it should be, and the error is the true one.
-            conn._control(self._characteristics.begin)
-            self.is_pending = False
-            _cursor.execute(cur, statement)
+            try:
+                conn._control(self._characteristics.begin)
+                self.is_pending = False
+                _cursor.execute(cur, statement)
+            except psycopg2.Error as true_error:
+                return true_error
+        return error
 
     def end(self, commit: bool) -> None:
         """Commit, or roll back. Suspends if anything was sent.
