@@ -228,7 +228,7 @@ def test_a_refused_channel_harms_nobody_else(make_listener, dsn, admin):
 # -- many
 
 
-@pytest.mark.may_block
+@pytest.mark.may_block  # it computes so much that the guard takes a busy machine for a blocked hub
 def test_ten_thousand_to_a_thousand_subscribers(make_listener, dsn):
     """None lost, in order, for each of them; sent by four connections at once."""
     listener = make_listener()
