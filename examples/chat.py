@@ -16,12 +16,15 @@ monkey.patch_all()
 import functools  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from contextlib import nullcontext  # noqa: E402
 from typing import Any  # noqa: E402
 from urllib.parse import parse_qs  # noqa: E402
 
+import gevent  # noqa: E402
+from gevent.event import Event  # noqa: E402
 from gevent.pywsgi import WSGIServer  # noqa: E402
 
 import greenpg  # noqa: E402
@@ -140,10 +143,10 @@ def main(dsn: str, port: int) -> None:
     server = WSGIServer(("127.0.0.1", port), app, log=None)
     server.start()
     print(f"The chat listens on http://127.0.0.1:{server.server_port}", flush=True)
+    stopped = Event()
+    gevent.signal_handler(signal.SIGINT, stopped.set)  # a KeyboardInterrupt could come out of any request
     try:
-        server.serve_forever()
-    except KeyboardInterrupt:
-        pass
+        stopped.wait()
     finally:
         server.stop(timeout=1)
         pool.close()
