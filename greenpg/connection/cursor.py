@@ -10,6 +10,7 @@ from psycopg2 import extensions
 from .copy import Copy
 from .copy_file import FileCopyMixin
 from .copying import end_stray_copy
+from .executemany import run_pages
 from .guarding import guarded_cursor_method
 
 _cursor = extensions.cursor
@@ -28,8 +29,8 @@ class Cursor(FileCopyMixin, _cursor):
 
     connection: Any  # a Connection; psycopg2 makes no other with this class
 
-    #: (the query, row count and status) of the last `copy()` block: psycopg2 saw only its beginning.
-    _copied: tuple[Any, int, str] | None = None
+    #: (the query, row count and status) of the last `copy()` block or `executemany()`: psycopg2 saw a part of it only.
+    _copied: tuple[Any, int, str | None] | None = None
 
     # Calls go to psycopg2's C class directly: this class always stands just above it (see composing.py).
 
@@ -57,6 +58,23 @@ class Cursor(FileCopyMixin, _cursor):
         """
         return Copy(self, statement, params)
 
+    def executemany(self, query: Any, vars_list: Any) -> None:
+        """Run the statement with each row of arguments in turn, as psycopg2's, but in few round trips. Suspends.
+
+        In a transaction the statements are sent by pages of up to 1000 rows or 1 MB, taken from `vars_list` (which may
+        be a generator) a page at a time. In autocommit, where each row is a transaction of its own, and for a query of
+        several commands, they're sent one by one, as psycopg2 does.
+
+        An error is psycopg2's, and has the `row_index`, counted from 0 (None if the server didn't say), also told in a
+        note from Python 3.11 on; its position is that in the row's own statement. Of a page with an argument
+        that can't be adapted nothing is sent. `rowcount` is the sum, -1 if a row has none. For the server a page is one
+        message: `statement_timestamp()` is the same for its rows, and `statement_deadline` holds for each page.
+        """
+        run_pages(self, query, vars_list)
+
+    def _note_rowcount(self, rowcount: int) -> None:
+        self._copied = (self.query, rowcount, _statusmessage(self))
+
     def _note_copy(self, rowcount: int, statusmessage: str) -> None:
         self._copied = (self.query, rowcount, statusmessage)
 
@@ -76,7 +94,6 @@ class Cursor(FileCopyMixin, _cursor):
             return copied[2]
         return _statusmessage(self)  # type: ignore[no-any-return]
 
-    executemany = guarded_cursor_method(_cursor, "executemany")
     callproc = guarded_cursor_method(_cursor, "callproc")
 
 
