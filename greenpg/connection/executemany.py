@@ -61,7 +61,8 @@ def run_pages(cursor: Any, query: Any, vars_list: Iterable[Any]) -> None:
     if statement is None:
         call.execute_alone(rows)
     else:
-        call.execute_in_pages(statement, rows)
+        # A generator may use the connection: it is only asked for rows while nothing is under way.
+        call.execute_in_pages(statement, rows, in_advance=isinstance(vars_list, list | tuple))
     cursor._note_rowcount(call.rowcount)
 
 
@@ -119,35 +120,19 @@ class _Call:
         if begun:
             self._count(_rowcount(self._cursor))
 
-    def execute_in_pages(self, statement: bytes, rows: Iterator[Any]) -> None:
-        """All rows but the last in pages."""
-        cursor = self._cursor
-        page: list[bytes] = []
-        size = 0
-        last: list[Any] = []
-        pause_at = time.monotonic() + LONGEST_RUN
-        for row in rows:
-            if last:
-                try:
-                    mogrified = _mogrify(cursor, statement, last[0])
-                except Exception as error:
-                    _note_row(error, self._done + len(page))
-                    raise
-                page.append(mogrified)
-                size += len(mogrified)
-                if size >= PAGE_BYTES or len(page) >= PAGE_ROWS:
-                    self._send(page)
-                    page, size = [], 0
-                    pause_at = time.monotonic() + LONGEST_RUN
-                elif len(page) % 50 == 0 and time.monotonic() >= pause_at:
-                    hub().sleep(SHORTEST_PAUSE)
-                    pause_at = time.monotonic() + LONGEST_RUN
-            last = [row]
-        if page:
-            self._send(page)
-        self.execute_alone(last)
+    def execute_in_pages(self, statement: bytes, rows: Iterator[Any], *, in_advance: bool) -> None:
+        """All rows but the last in pages. Is a page to be made while the server works on the one before?"""
+        pages = _Pages(self._cursor, statement, rows, self._done)
+        pages.advance()
+        while pages.page:
+            self._send(pages.page, pages.advance if in_advance else None)
+            if not in_advance:
+                pages.advance()
+        if pages.failure is not None:
+            raise pages.failure
+        self.execute_alone(pages.held_back)
 
-    def _send(self, page: list[bytes]) -> None:
+    def _send(self, page: list[bytes], meanwhile: Callable[[], None] | None) -> None:
         conn = self._conn
         if conn._owner is not None:
             conn._refuse_if_owned("executemany")
@@ -157,7 +142,7 @@ class _Call:
         channel = PageChannel(conn, waiter_of(conn), deadline)
         conn._owner = conn._last_owner = hub().current()
         try:
-            failure = self._run(channel, _SEPARATOR.join(page))
+            failure = self._run(channel, _SEPARATOR.join(page), meanwhile)
         finally:
             conn._owner = None
         for rowcount in channel.rowcounts:
@@ -173,12 +158,15 @@ class _Call:
             )
         self._done += len(page)
 
-    def _run(self, channel: PageChannel, message: bytes) -> libpq.Result | None:
+    def _run(self, channel: PageChannel, message: bytes, meanwhile: Callable[[], None] | None) -> libpq.Result | None:
         """Send the page and read its results, the first error if there is one. Whatever happens, the connection is
         at rest afterwards, or closed."""
         conn = self._conn
         try:
-            return channel.run(message)
+            channel.send(message)
+            if meanwhile is not None:
+                meanwhile()
+            return channel.read()
         except ConnectionLost:
             conn.poll()  # marks the connection as closed, and raises
             cut_off(conn)
@@ -222,6 +210,57 @@ class _Call:
         else:
             _note_row(error, self._done + row)
         return error
+
+
+class _Pages:
+    """Makes statements of the rows, page by page, and holds the last row back."""
+
+    def __init__(self, cursor: Any, statement: bytes, rows: Iterator[Any], first_row: int) -> None:
+        self._cursor = cursor
+        self._statement = statement
+        self._rows = rows
+        self._row = first_row
+        #: The statements of the next page; empty at the end, and when one of its rows can't be had: see `failure`.
+        self.page: list[bytes] = []
+        #: The last row, once there are no more pages.
+        self.held_back: list[Any] = []
+        #: Why there are no more pages.
+        self.failure: Exception | None = None
+
+    def advance(self) -> None:
+        """Make the next page. Suspends now and then."""
+        self.page = []
+        if self.failure is None:
+            try:
+                self.page = self._made()
+            except Exception as error:
+                self.failure = error
+
+    def _made(self) -> list[bytes]:
+        page: list[bytes] = []
+        cursor, statement, held_back = self._cursor, self._statement, self.held_back
+        size = 0
+        pause_at = time.monotonic() + LONGEST_RUN
+        for row in self._rows:
+            if not held_back:
+                held_back.append(row)
+                continue
+            try:
+                mogrified = _mogrify(cursor, statement, held_back[0])
+            except Exception as error:
+                _note_row(error, self._row + len(page))
+                raise
+            held_back[0] = row
+            page.append(mogrified)
+            size += len(mogrified)
+            count = len(page)
+            if size >= PAGE_BYTES or count >= PAGE_ROWS:
+                break
+            if count % 50 == 0 and time.monotonic() >= pause_at:
+                hub().sleep(SHORTEST_PAUSE)
+                pause_at = time.monotonic() + LONGEST_RUN
+        self._row += len(page)
+        return page
 
 
 def _locate(page: list[bytes], position: int, codec: str) -> tuple[int, int, int]:

@@ -16,20 +16,21 @@ _COPIES = frozenset({libpq.COPY_IN, libpq.COPY_OUT, libpq.COPY_BOTH})
 
 
 class PageChannel(Channel):
-    """A page on its way."""
+    """A page on its way. All methods suspend."""
 
     statement_name = "the statements"
 
-    def run(self, message: bytes) -> libpq.Result | None:
-        """Send, and read all results. Gives the first error; `rowcounts` has one for each command before it."""
+    def send(self, message: bytes) -> None:
+        """Send it."""
+        #: One for each command that has succeeded: how many rows it concerned, -1 if it doesn't concern rows.
         self.rowcounts: list[int] = []
         self._set_nonblocking()
         if not libpq.function("PQsendQuery")(self._pgconn, message):
             raise ConnectionLost
         self._flush()
-        return self._read()
 
-    def _read(self) -> libpq.Result | None:
+    def read(self) -> libpq.Result | None:
+        """Read all results. Gives the first error, if there is one."""
         pgconn = self._pgconn
         read_results, consume = CommandResults(pgconn).read, libpq.function("PQconsumeInput")
         while True:
@@ -39,7 +40,11 @@ class PageChannel(Channel):
             if state == WAIT:
                 self._wait(self._waiter.wait_read, None)
                 if not consume(pgconn):
-                    raise ConnectionLost
+                    # The server may have said why.
+                    failure = read_results(self.rowcounts)[1]
+                    if failure is None or "sqlstate" not in failure.diagnostics:
+                        raise ConnectionLost
+                    return failure
             elif state == MORE:
                 self._breathe()
             else:
