@@ -11,10 +11,12 @@ from .copy import Copy
 from .copy_file import FileCopyMixin
 from .copying import end_stray_copy
 from .executemany import run_pages
+from .fetching import BIG_ROWS, fetch_in_turns, iterate_in_turns
 from .guarding import guarded_cursor_method
 
 _cursor = extensions.cursor
 _execute = _cursor.execute
+_fetchall = _cursor.fetchall
 _rowcount: Any = _cursor.rowcount.__get__
 _statusmessage: Any = _cursor.statusmessage.__get__
 
@@ -72,6 +74,17 @@ class Cursor(FileCopyMixin, _cursor):
         """
         run_pages(self, query, vars_list)
 
+    def fetchall(self) -> list[Any]:
+        """The remaining rows, as psycopg2's. With 1000 rows or more it lets other tasks run every few milliseconds."""
+        if _rowcount(self) < BIG_ROWS:
+            return _fetchall(self)
+        return fetch_in_turns(self)
+
+    def __iter__(self) -> Any:
+        """Iterate over the remaining rows, as psycopg2's, letting other tasks run as `fetchall()` does."""
+        rowcount = _rowcount(self)
+        return self if rowcount < BIG_ROWS else iterate_in_turns(self, rowcount)
+
     def _note_rowcount(self, rowcount: int) -> None:
         self._copied = (self.query, rowcount, _statusmessage(self))
 
@@ -104,5 +117,6 @@ class ServerCursor(Cursor):
     fetchmany = guarded_cursor_method(_cursor, "fetchmany")
     fetchall = guarded_cursor_method(_cursor, "fetchall")
     scroll = guarded_cursor_method(_cursor, "scroll")
+    __iter__ = _cursor.__iter__
     __next__ = guarded_cursor_method(_cursor, "__next__")
     close = guarded_cursor_method(_cursor, "close")
