@@ -37,6 +37,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "PQisnonblocking": (_int, [_pointer]),
     "PQsetnonblocking": (_int, [_pointer, _int]),
     "PQconsumeInput": (_int, [_pointer]),
+    "PQsendQuery": (_int, [_pointer, _text]),
     "PQflush": (_int, [_pointer]),
     "PQisBusy": (_int, [_pointer]),
     "PQputCopyData": (_int, [_pointer, _text, _int]),
@@ -64,7 +65,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 POLLING_FAILED, POLLING_READING, POLLING_WRITING, POLLING_OK = range(4)
 
 #: Some of what PQresultStatus returns.
-COMMAND_OK, COPY_OUT, COPY_IN, FATAL_ERROR, COPY_BOTH = 1, 3, 4, 7, 8
+COMMAND_OK, TUPLES_OK, COPY_OUT, COPY_IN, FATAL_ERROR, COPY_BOTH = 1, 2, 3, 4, 7, 8
 
 #: psycopg2's names for the fields of an error, and PQresultErrorField's codes.
 DIAGNOSTICS = {
@@ -219,8 +220,11 @@ def next_result(pgconn: int) -> Result | None:
     While a COPY is under way it gives, each time, a result with the status COPY_IN or COPY_OUT.
     """
     address = function("PQgetResult")(pgconn)
-    if not address:
-        return None
+    return copied_out(address) if address else None
+
+
+def copied_out(address: int) -> Result:
+    """The PGresult's status, counts and error; frees it."""
     try:
         status = function("PQresultStatus")(address)
         if status != FATAL_ERROR:

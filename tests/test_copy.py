@@ -16,7 +16,7 @@ from kit import Task, run_all, wait_until
 from psycopg2 import extensions
 
 import greenpg
-from greenpg.connection import copying
+from greenpg.connection import channel, copying
 from greenpg.errors import ConnectionInUse, CopyInProgress, DeadlineExceeded
 from greenpg.hubs import hub
 
@@ -505,7 +505,7 @@ def test_second_kill_while_ending_closes(conn, cur, monkeypatch, way):
 @green_only
 def test_ending_is_bounded(conn, cur, monkeypatch):
     monkeypatch.setattr(copying, "request_cancel", lambda conn, deadline: None)
-    monkeypatch.setattr(copying, "ABANDON_TIMEOUT", 0.2)
+    monkeypatch.setattr(channel, "ABANDON_TIMEOUT", 0.2)
     killed = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError) as caught:
         cur.copy_expert(ENDLESS, Writer(killed))

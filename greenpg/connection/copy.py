@@ -12,8 +12,9 @@ from psycopg2 import extensions
 from .. import libpq
 from ..errors import CopyInProgress
 from ..hubs import hub
+from .channel import ConnectionLost, cut_off, waiter_of
 from .copy_format import format_row, parse_row
-from .copying import ConnectionLost, CopyChannel, cut_off, end_stray_copy, is_ready_for_copy, waiter_of
+from .copying import CopyChannel, end_stray_copy, is_ready_for_copy
 from .server_errors import error_of, text_codec
 from .waiting import CopyBlock
 

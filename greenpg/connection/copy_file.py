@@ -17,7 +17,8 @@ from psycopg2 import extensions
 from .. import libpq
 from ..hubs import FdWaiter
 from .cancel import shut_down
-from .copying import ConnectionLost, CopyChannel, end_stray_copy
+from .channel import ConnectionLost
+from .copying import CopyChannel, end_stray_copy
 from .interrupting import interrupt
 from .server_errors import text_codec
 

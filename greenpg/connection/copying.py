@@ -6,7 +6,6 @@ nobody else may touch the connection: whoever drives a COPY sees to it that `con
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import psycopg2
@@ -14,36 +13,21 @@ from psycopg2 import extensions
 
 from .. import libpq
 from ..hubs import FdWaiter, hub
-from .cancel import request_cancel, shut_down
+from .cancel import request_cancel
+from .channel import Channel, ConnectionLost, cut_off, waiter_of
 
-#: Seconds that an abandoned COPY gets to come to its end; then the connection is closed.
-ABANDON_TIMEOUT = 5.0
-
-#: A COPY that never has to wait lets the other tasks run after so many seconds.
-_LONGEST_RUN = 0.004
-#: sleep(0) isn't enough: gevent runs up to 50 such callbacks before it looks at timers and sockets again.
-SHORTEST_PAUSE = 1e-6
 # Larger pieces would grow libpq's buffer, which never shrinks, and take the hub's time.
 _PIECE_BYTES = 64 * 1024
-# While it can't write, libpq's input is read from time to time: a server that is stuck sending notices reads nothing.
-_NOTICE_INTERVAL = 0.01
 _ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
 
 
-class ConnectionLost(Exception):
-    """libpq has noticed that the connection is gone; psycopg2's `poll()` says how."""
-
-
-class CopyChannel:
+class CopyChannel(Channel):
     """The COPY under way on a connection. All methods suspend, but for `direction`."""
 
+    statement_name = "the COPY"
+
     def __init__(self, conn: Any, waiter: FdWaiter, deadline: float | None = None) -> None:
-        self._conn = conn
-        self._waiter = waiter
-        self._deadline = deadline
-        self._pgconn: int = conn.pgconn_ptr
-        self._hub = hub()
-        self._ran_since = time.monotonic()
+        super().__init__(conn, waiter, deadline)
         self._put = libpq.function("PQputCopyData")
         self._unflushed = 0
         self._reader: libpq.CopyReader | None = None
@@ -57,12 +41,6 @@ class CopyChannel:
         if self.direction == libpq.COPY_OUT:
             self._reader = libpq.CopyReader(self._pgconn)
 
-    def _set_nonblocking(self) -> None:
-        # psycopg2 has done it where a wait callback was set when it connected. It is never undone: PQexec, which is
-        # psycopg2's way without a callback, switches for itself.
-        if not libpq.function("PQisnonblocking")(self._pgconn):
-            libpq.function("PQsetnonblocking")(self._pgconn, 1)
-
     # -- to the server
 
     def write(self, data: bytes) -> None:
@@ -74,6 +52,7 @@ class CopyChannel:
             # libpq sends by itself what it can. To flush each time would send its 8 KiB in two parts.
             self._unflushed += length
             if self._unflushed >= _PIECE_BYTES:
+                self._unflushed = 0
                 self._flush()
             return
         for start in range(0, length, _PIECE_BYTES):
@@ -85,21 +64,6 @@ class CopyChannel:
         if libpq.function("PQputCopyEnd")(self._pgconn, message) != 1:
             raise ConnectionLost
         self._flush()
-
-    def _flush(self) -> None:
-        flush = libpq.function("PQflush")
-        pgconn = self._pgconn
-        while True:
-            unsent = flush(pgconn)
-            if unsent == 0:
-                break
-            if unsent < 0:
-                raise ConnectionLost
-            self._wait(self._waiter.wait_write, time.monotonic() + _NOTICE_INTERVAL)
-            if not libpq.function("PQconsumeInput")(pgconn):
-                raise ConnectionLost
-        self._unflushed = 0
-        self._breathe()
 
     # -- from the server
 
@@ -136,7 +100,7 @@ class CopyChannel:
 
         Raises `psycopg2.OperationalError` if that isn't enough: then the connection is good for nothing any more.
         """
-        self._deadline = give_up_at = time.monotonic() + ABANDON_TIMEOUT
+        give_up_at = self._give_up_later()
         if self.direction == libpq.COPY_IN:
             self.finish_writing(reason)
             return
@@ -166,49 +130,8 @@ class CopyChannel:
 
     def cancel_outcome(self) -> libpq.Result:
         """`outcome()` when nobody wants to wait for it any more. Takes `ABANDON_TIMEOUT` at most, as `abandon()`."""
-        self._deadline = time.monotonic() + ABANDON_TIMEOUT
-        request_cancel(self._conn, self._deadline)
+        request_cancel(self._conn, self._give_up_later())
         return self.outcome()
-
-    # -- waiting
-
-    def _wait(self, wait: Any, at_most_until: float | None) -> None:
-        deadline = self._deadline
-        if at_most_until is not None and (deadline is None or at_most_until < deadline):
-            wait(at_most_until)
-        elif not wait(deadline):
-            raise self._too_late()
-        self._ran_since = time.monotonic()
-
-    def _breathe(self) -> None:
-        now = time.monotonic()
-        if now - self._ran_since >= _LONGEST_RUN:
-            if self._deadline is not None and now >= self._deadline:
-                raise self._too_late()
-            self._hub.sleep(SHORTEST_PAUSE)
-            self._ran_since = time.monotonic()
-
-    def _too_late(self) -> psycopg2.Error:
-        if self._conn._interruption is None and self._conn._deadlines is not None:
-            return self._conn._deadlines.exceeded()  # type: ignore[no-any-return]
-        return psycopg2.OperationalError(f"the server has not ended the COPY within {ABANDON_TIMEOUT:g} s")
-
-
-def waiter_of(conn: Any) -> FdWaiter:
-    """The connection's waiter, made if there is none yet."""
-    waiter: FdWaiter | None = conn._fd_waiter
-    if waiter is None:
-        waiter = conn._fd_waiter = hub().fd_waiter(conn.fileno())
-    return waiter
-
-
-def cut_off(conn: Any) -> None:
-    """Close a connection whose COPY could not be brought to its end."""
-    shut_down(conn)
-    conn._owner = None
-    if conn._fd_waiter is not None:
-        conn._fd_waiter.close()
-    extensions.connection.close(conn)
 
 
 def is_ready_for_copy(error: psycopg2.Error) -> bool:

@@ -11,12 +11,15 @@ from ..errors.sqlstate import name_by_sqlstate
 from .copy import Copy
 from .copy_file import FileCopyMixin
 from .copying import end_stray_copy
+from .executemany import run_pages
+from .fetching import BIG_ROWS, fetch_in_turns, iterate_in_turns
 from .guarding import guarded_cursor_method
 from .rows import DictFetches
 
 _cursor = extensions.cursor
 _execute = _cursor.execute
 _query: Any = _cursor.query.__get__
+_fetchall = _cursor.fetchall
 _rowcount: Any = _cursor.rowcount.__get__
 _statusmessage: Any = _cursor.statusmessage.__get__
 
@@ -34,8 +37,8 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
     #: (the message that was sent, the user's statement in it): see riding.py.
     _ridden: tuple[Any, bytes] | None = None
 
-    #: (the query, row count and status) of the last `copy()` block: psycopg2 saw only its beginning.
-    _copied: tuple[Any, int, str] | None = None
+    #: (the query, row count and status) of the last `copy()` block or `executemany()`: psycopg2 saw a part of it only.
+    _copied: tuple[Any, int, str | None] | None = None
 
     # Calls go to psycopg2's C class directly: this class always stands just above it (see composing.py).
 
@@ -68,6 +71,41 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
         """
         return Copy(self, statement, params)
 
+    def executemany(self, query: Any, vars_list: Any) -> None:
+        """Run the statement with each row of arguments in turn, as psycopg2's, but in few round trips. Suspends.
+
+        In a transaction the statements are sent by pages of up to 1000 rows or 1 MB, taken from `vars_list` (which may
+        be a generator) a page at a time. In autocommit, where each row is a transaction of its own, and for a query of
+        several commands, they're sent one by one, as psycopg2 does.
+
+        An error is psycopg2's, and has the `row_index`, counted from 0 (None if the server didn't say), also told in a
+        note from Python 3.11 on; its position is that in the row's own statement. Of a page with an argument
+        that can't be adapted nothing is sent. `rowcount` is the sum, -1 if a row has none. For the server a page is one
+        message: `statement_timestamp()` is the same for its rows, and `statement_deadline` holds for each page.
+        """
+        conn = self.connection
+        if conn._ride is not None and conn._ride.is_pending:
+            conn._ride.go_native()
+        try:
+            run_pages(self, query, vars_list)
+        except psycopg2.DatabaseError as error:
+            name_by_sqlstate(error)
+            raise error
+
+    def fetchall(self) -> list[Any]:
+        """The remaining rows, as psycopg2's. With 1000 rows or more it lets other tasks run every few milliseconds."""
+        if _rowcount(self) < BIG_ROWS:
+            return _fetchall(self)
+        return fetch_in_turns(self)
+
+    def __iter__(self) -> Any:
+        """Iterate over the remaining rows, as psycopg2's, letting other tasks run as `fetchall()` does."""
+        rowcount = _rowcount(self)
+        return self if rowcount < BIG_ROWS else iterate_in_turns(self, rowcount)
+
+    def _note_rowcount(self, rowcount: int) -> None:
+        self._copied = (self.query, rowcount, _statusmessage(self))
+
     def _note_copy(self, rowcount: int, statusmessage: str) -> None:
         self._copied = (self.query, rowcount, statusmessage)
 
@@ -96,7 +134,6 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
             return copied[2]
         return _statusmessage(self)  # type: ignore[no-any-return]
 
-    executemany = guarded_cursor_method(_cursor, "executemany")
     callproc = guarded_cursor_method(_cursor, "callproc")
 
 
@@ -114,5 +151,6 @@ class ServerCursor(Cursor):
     fetchmany = guarded_cursor_method(_cursor, "fetchmany")
     fetchall = guarded_cursor_method(_cursor, "fetchall")
     scroll = guarded_cursor_method(_cursor, "scroll")
+    __iter__ = _cursor.__iter__
     __next__ = guarded_cursor_method(_cursor, "__next__")
     close = guarded_cursor_method(_cursor, "close")

@@ -25,7 +25,7 @@ from psycopg2 import _psycopg, extensions, sql
 
 from .. import libpq
 from ..hubs import hub
-from .copying import SHORTEST_PAUSE, cut_off, waiter_of
+from .channel import SHORTEST_PAUSE, cut_off, waiter_of
 from .cursor import Cursor
 from .server_errors import error_of, text_codec
 

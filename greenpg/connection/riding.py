@@ -15,7 +15,7 @@ import psycopg2.errors
 from psycopg2 import extensions
 
 from ..errors.sqlstate import name_by_sqlstate
-from .server_errors import Diagnostics, diagnostics_of, with_diagnostics
+from .server_errors import Diagnostics, diagnostics_of, renumbered, with_diagnostics
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -209,18 +209,8 @@ def _correct_position(error: psycopg2.Error, prefix_length: int) -> None:
         return
     fields["statement_position"] = str(int(position) - prefix_length)
     diagnostics, cursor = Diagnostics(fields), error.cursor
-    text, pgerror = (_one_line_less(text) for text in (str(error), error.pgerror or ""))
+    text, pgerror = (renumbered(text.encode(), 1).decode() for text in (str(error), error.pgerror or ""))
     error.__class__ = with_diagnostics(type(error))  # type: ignore[arg-type]
     error._diag, error._cursor = diagnostics, cursor  # type: ignore[attr-defined]
     error.args = (text,)
     error.__setstate__({"pgerror": pgerror, "pgcode": error.pgcode})  # type: ignore[no-untyped-call]
-
-
-def _one_line_less(text: str) -> str:
-    """The caret below "LINE 2: " stays where it is, unless the number gets shorter."""
-    found = re.search(r"^LINE (\d+): (.*\n)( *)\^", text, re.MULTILINE)
-    if found is None:
-        return text
-    number = str(int(found[1]) - 1)
-    shorter = len(found[1]) - len(number)
-    return f"{text[: found.start()]}LINE {number}: {found[2]}{found[3][shorter:]}^{text[found.end() :]}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -46,6 +48,27 @@ def diagnostics_of(error: psycopg2.Error) -> dict[str, str]:
     """The fields of its `diag` that the server has set."""
     fields = {name: getattr(error.diag, name) for name in libpq.DIAGNOSTICS}
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def moved_back(result: libpq.Result, characters: int, lines: int) -> libpq.Result:
+    """The error with its position counted from so many characters and lines later in the statement."""
+    diagnostics = dict(result.diagnostics)
+    diagnostics["statement_position"] = b"%d" % (int(diagnostics["statement_position"]) - characters)
+    return replace(result, message=renumbered(result.message, lines), diagnostics=diagnostics)
+
+
+def renumbered(message: bytes, lines: int) -> bytes:
+    """The message, the line that libpq quotes in it numbered `lines` less, and the caret still under its place.
+
+    The quotation is two lines, as "LINE 12: SELECT nonsense" and the caret. "LINE" may be translated.
+    """
+
+    def renumber(match: re.Match[bytes]) -> bytes:
+        label, number, line, blanks, caret = match.groups()
+        new_number = b"%d" % (int(number) - lines)
+        return label + new_number + line + blanks[len(number) - len(new_number) :] + caret
+
+    return re.sub(rb"(?m)^([^\d\n]{1,30})(\d+)(.*\n)( +)(\^)$", renumber, message, count=1)
 
 
 def _class_of(sqlstate: str | None) -> Any:

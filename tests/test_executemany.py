@@ -1,0 +1,505 @@
+"""executemany() in pages: few round trips, psycopg2's results and errors, the failing row, interruptions."""
+
+import sys
+import time
+
+import psycopg2
+import psycopg2.errors
+import psycopg2.extras
+import pytest
+from kit import Task, run_all, wait_until
+from psycopg2 import extensions, sql
+
+import greenpg
+from greenpg.connection import executemany
+from greenpg.errors import ConnectionInUse, DeadlineExceeded
+from greenpg.hubs import hub
+
+green_only = pytest.mark.only_hub("gevent", "eventlet")
+IDLE, ACTIVE, INTRANS, INERROR = (
+    extensions.TRANSACTION_STATUS_IDLE,
+    extensions.TRANSACTION_STATUS_ACTIVE,
+    extensions.TRANSACTION_STATUS_INTRANS,
+    extensions.TRANSACTION_STATUS_INERROR,
+)
+INSERT = "INSERT INTO item (id, name) VALUES (%s, %s)"
+
+
+class Killed(BaseException):
+    """Thrown into a task, as a kill is."""
+
+
+@pytest.fixture
+def conn(dsn):
+    conn = greenpg.connect(dsn, application_name="executemany")
+    with conn.cursor() as cur:
+        cur.execute("CREATE TEMP TABLE item (id int UNIQUE, name text)")
+    conn.commit()
+    yield conn
+    conn.close()
+
+
+@pytest.fixture
+def cur(conn):
+    return conn.cursor()
+
+
+@pytest.fixture
+def small_pages(monkeypatch):
+    monkeypatch.setattr(executemany, "PAGE_ROWS", 7)
+
+
+def psycopg2s(cur, query, rows):
+    """psycopg2's own executemany()."""
+    cur.connection._call = "executemany"
+    try:
+        extensions.cursor.executemany(cur, query, rows)
+    finally:
+        cur.connection._call = None
+
+
+def numbered(count, start=0):
+    return [(n, f"name {n}; it's 50 % é") for n in range(start, start + count)]
+
+
+def content(cur):
+    cur.execute("SELECT id, name FROM item ORDER BY id")
+    return cur.fetchall()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 8, 9, 14, 15, 16, 50])
+@pytest.mark.parametrize("kind", [list, iter], ids=["list", "generator"])
+def test_as_psycopg2(conn, cur, small_pages, count, kind):
+    cur.executemany(INSERT, kind(numbered(count)))
+    found = cur.rowcount, cur.statusmessage, cur.query, cur.description
+    assert content(cur) == numbered(count)
+    conn.rollback()
+    other = conn.cursor()
+    psycopg2s(other, INSERT, numbered(count))
+    assert found == (other.rowcount, other.statusmessage, other.query, other.description)
+    conn.rollback()
+    assert content(cur) == []
+
+
+def test_few_messages_for_many_rows(conn, cur, monkeypatch):
+    pages = []
+    send = executemany.PageChannel.send
+    monkeypatch.setattr(executemany.PageChannel, "send", lambda self, page: (pages.append(page), send(self, page))[1])
+    cur.executemany(INSERT, numbered(1000))
+    assert len(pages) == 1  # and the first and the last row
+    assert cur.rowcount == 1000
+    pages.clear()
+    cur.executemany(INSERT, numbered(2500, 1000))
+    assert len(pages) == 3
+    pages.clear()
+    cur.executemany(INSERT, [(n, "x" * 300_000) for n in range(5000, 5010)])
+    assert [len(page) // 300_000 for page in pages] == [4, 4]
+    conn.commit()
+    cur.execute("SELECT count(*) FROM item")
+    assert cur.fetchone() == (3510,)
+
+
+def test_rowcount_is_the_sum(conn, cur, small_pages):
+    cur.executemany(INSERT, numbered(30))
+    cur.executemany("UPDATE item SET name = 'x' WHERE id < %s", [(n,) for n in range(20)])
+    assert cur.rowcount == sum(range(20))
+    cur.executemany("DELETE FROM item WHERE id = %(id)s", ({"id": n} for n in range(25, 40)))
+    assert cur.rowcount == 5
+    cur.execute("SELECT 1")
+    assert cur.rowcount == 1
+    assert cur.statusmessage == "SELECT 1"
+
+
+@pytest.mark.parametrize(
+    "query", ["SELECT %s::int", "SET application_name = %s", "INSERT INTO item VALUES (%s) RETURNING id"]
+)
+def test_statements_of_other_kinds(conn, cur, small_pages, query):
+    rows = [(n,) for n in range(20)]
+    cur.executemany(query, rows)
+    found = cur.rowcount, cur.statusmessage, cur.description
+    with pytest.raises(psycopg2.ProgrammingError, match="no results to fetch"):
+        cur.fetchall()
+    conn.rollback()
+    other = conn.cursor()
+    psycopg2s(other, query, rows)
+    assert found == (other.rowcount, other.statusmessage, other.description)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        INSERT + ";",
+        INSERT + " -- a comment",
+        INSERT + " /* ; */",
+        INSERT.encode(),
+        sql.SQL("INSERT INTO {} VALUES (%s, %s)").format(sql.Identifier("item")),
+        "INSERT INTO item VALUES (%s, %s || ';')",
+        "DELETE FROM item WHERE id = -1; " + INSERT,
+    ],
+    ids=["semicolon", "comment", "comment with semicolon", "bytes", "sql", "literal", "two commands"],
+)
+def test_texts_of_all_sorts(cur, small_pages, query):
+    cur.executemany(query, numbered(20))
+    assert cur.rowcount == 20
+    assert [row[0] for row in content(cur)] == list(range(20))
+
+
+def test_autocommit_commits_row_by_row(conn, cur):
+    conn.autocommit = True
+    with pytest.raises(psycopg2.errors.UniqueViolation) as caught:
+        cur.executemany(INSERT, [*numbered(10), (3, "again"), (11, "never")])
+    assert caught.value.row_index == 10
+    assert content(cur) == numbered(10)
+    cur.executemany(INSERT, numbered(5, 100))
+    assert cur.rowcount == 5
+
+
+def test_an_explicit_transaction_in_autocommit_gets_pages(conn, cur, small_pages):
+    conn.autocommit = True
+    cur.execute("BEGIN")
+    with pytest.raises(psycopg2.errors.UniqueViolation) as caught:
+        cur.executemany(INSERT, [*numbered(20), (3, "again"), (21, "never")])
+    assert caught.value.row_index == 20
+    cur.execute("ROLLBACK")
+    assert content(cur) == []
+
+
+BAD = {
+    "unique": ((5, "again"), psycopg2.errors.UniqueViolation),
+    "type": (("ü", "x"), psycopg2.errors.InvalidTextRepresentation),
+    "syntax": ((extensions.AsIs("éé, nonsense ((("), "x"), psycopg2.errors.SyntaxError),
+    "column": ((extensions.AsIs("nonsense"), "x"), psycopg2.errors.UndefinedColumn),
+}
+
+
+@pytest.mark.parametrize("place", [0, 1, 7, 8, 9, 13, 29])
+@pytest.mark.parametrize("kind", list(BAD))
+def test_errors(conn, small_pages, kind, place):
+    bad, error_class = BAD[kind]
+    query = "INSERT INTO item (id, name)\n  VALUES (%s,\n    %s)"
+    rows = [(n + 10, f"é\n\r\nname {n}") for n in range(30)]
+    rows[place] = bad
+
+    def fail(run):
+        cur = conn.cursor()
+        cur.execute("INSERT INTO item VALUES (5)")
+        with pytest.raises(error_class) as caught:
+            run(cur, query, rows)
+        assert conn.get_transaction_status() == INERROR
+        assert cur.rowcount == -1
+        conn.rollback()
+        assert content(cur) == []
+        return caught.value
+
+    own = fail(psycopg2s)
+    ours = fail(lambda cur, query, rows: cur.executemany(query, rows))
+    assert ours.row_index == place
+    assert str(ours) == str(own)
+    assert (ours.pgcode, ours.pgerror) == (own.pgcode, own.pgerror)
+    for field in ("message_primary", "statement_position", "constraint_name", "table_name", "severity", "sqlstate"):
+        assert getattr(ours.diag, field) == getattr(own.diag, field)
+    if sys.version_info >= (3, 11):
+        assert ours.__notes__ == [f"executemany(): row {place}, counted from 0"]
+
+
+@pytest.mark.parametrize("place", [0, 1, 20, 29])
+@pytest.mark.parametrize("kind", [list, iter], ids=["list", "generator"])
+def test_arguments_that_cant_be_adapted(conn, cur, small_pages, kind, place):
+    rows = numbered(30)
+    rows[place] = (place, object())
+    with pytest.raises(psycopg2.ProgrammingError, match="can't adapt") as caught:
+        cur.executemany(INSERT, kind(rows))
+    assert caught.value.row_index == place
+    assert conn.get_transaction_status() == (INTRANS if place else IDLE)
+    conn.rollback()
+    rows[place] = (place,)
+    with pytest.raises(IndexError) as caught:
+        cur.executemany(INSERT, kind(rows))
+    assert caught.value.row_index == place
+    assert conn.get_transaction_status() == (INTRANS if place else IDLE)
+
+
+def test_a_generator_may_fail_and_may_use_the_connection(conn, cur, small_pages):
+    def rows(other):
+        for n in range(30):
+            other.execute("SELECT %s + 1", (n,))
+            yield (n, str(other.fetchone()[0]))
+            if n == 25:
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        cur.executemany(INSERT, rows(conn.cursor()))
+    assert not hasattr(caught.value, "row_index")
+    assert conn.get_transaction_status() == INTRANS
+    assert content(cur) == [(n, str(n + 1)) for n in range(22)]
+
+
+def test_an_argument_that_changes_the_number_of_commands_is_reported(conn, cur):
+    rows = [*numbered(5), (extensions.AsIs("5, 'x'); INSERT INTO item VALUES (6"), "y"), *numbered(3, 7)]
+    with pytest.raises(psycopg2.ProgrammingError, match=r"rows 1 to 7 .* were 8 commands"):
+        cur.executemany(INSERT, rows)
+    conn.rollback()
+    cur.execute("SELECT 1")
+
+
+@pytest.mark.parametrize("query", ["COPY item TO STDOUT -- %s", "COPY item FROM STDIN -- %s"])
+def test_copy_is_refused(conn, cur, query):
+    with pytest.raises(psycopg2.ProgrammingError, match="can't execute COPY"):
+        cur.executemany(query, [(1,), (2,), (3,)])
+    conn.rollback()
+    cur.execute("SELECT 1")
+
+
+def test_copy_by_an_argument(conn, cur):
+    with pytest.raises(psycopg2.NotSupportedError, match="COPY"):
+        cur.executemany("%s", [(extensions.AsIs(text),) for text in ("SELECT 1", "COPY item TO STDOUT", "SELECT 2")])
+    assert conn.closed
+
+
+def test_empty_query(cur):
+    with pytest.raises(psycopg2.ProgrammingError, match="empty query"):
+        cur.executemany("", [(), (), ()])
+
+
+def test_states_in_which_psycopg2_refuses(conn, dsn):
+    with pytest.raises(psycopg2.ProgrammingError, match="named cursor"):
+        conn.cursor("named").executemany(INSERT, numbered(3))
+    with pytest.raises(TypeError, match="iterable"):
+        conn.cursor().executemany(INSERT, 5)
+    cur = conn.cursor()
+    cur.close()
+    with pytest.raises(psycopg2.InterfaceError, match="cursor already closed"):
+        cur.executemany(INSERT, numbered(3))
+    cur = conn.cursor()
+    conn.close()
+    with pytest.raises(psycopg2.InterfaceError, match="closed"):
+        cur.executemany(INSERT, numbered(3))
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [psycopg2.extras.DictCursor, psycopg2.extras.RealDictCursor, psycopg2.extras.NamedTupleCursor],
+    ids=lambda factory: factory.__name__,
+)
+def test_cursor_factories(conn, factory):
+    with conn.cursor(cursor_factory=factory) as cur:
+        cur.executemany(INSERT, numbered(2000))
+        assert cur.rowcount == 2000
+        cur.execute("SELECT id FROM item WHERE id = 1999")
+        row = cur.fetchone()
+        assert (row.id if factory is psycopg2.extras.NamedTupleCursor else row["id"]) == 1999
+
+
+def test_notices_and_notifications(conn, cur):
+    cur.execute("LISTEN news")
+    conn.commit()
+    del conn.notices[:]
+    cur.execute(
+        "CREATE FUNCTION pg_temp.shout(t text) RETURNS void LANGUAGE plpgsql AS $$BEGIN RAISE NOTICE '%', t; END$$"
+    )
+    cur.executemany("SELECT pg_temp.shout(%s)", [(f"n{n}",) for n in range(40)])
+    assert [notice.split()[-1] for notice in conn.notices] == [f"n{n}" for n in range(40)]
+    cur.executemany("SELECT pg_notify('news', %s)", [(f"{n}",) for n in range(2000)])
+    conn.commit()
+    assert len(conn.notifies) == 2000
+
+
+def test_a_rule_that_adds_rows_to_a_result(conn, cur):
+    cur.execute("CREATE TABLE public.ruled (id int)")
+    try:
+        cur.execute("CREATE RULE tell AS ON INSERT TO public.ruled DO ALSO SELECT 'told' AS a, NEW.id")
+        cur.executemany("INSERT INTO public.ruled VALUES (%s)", [(n,) for n in range(30)])
+        found = cur.rowcount
+        psycopg2s(cur, "INSERT INTO public.ruled VALUES (%s)", [(n,) for n in range(30)])
+        assert found == extensions.cursor.rowcount.__get__(cur)
+    finally:
+        conn.rollback()
+
+
+def slow_rows(count=30):
+    return [(0.2,)] * count
+
+
+SLOW = "SELECT pg_sleep(%s)"
+
+
+@green_only
+@pytest.mark.parametrize("after", [0.05, 0.3, 0.5])
+def test_killed(conn, cur, admin, after):
+    task = Task(cur.executemany, SLOW, slow_rows())
+    hub().sleep(after)
+    killed = Killed()
+    task.throw(killed)
+    task.join()
+    assert task.error is killed
+    assert not conn.closed and conn._owner is None and conn._call is None
+    assert conn.get_transaction_status() == INERROR
+    conn.rollback()
+    cur.executemany(INSERT, numbered(100))
+    assert cur.rowcount == 100
+    conn.commit()
+    assert content(cur) == numbered(100)
+    with admin.cursor() as looking:
+        looking.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND application_name = 'executemany'"
+        )
+        assert looking.fetchone() == (0,)
+
+
+@green_only
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_killed_while_sending(through_proxy, monkeypatch, comes_back):
+    if not comes_back:
+        monkeypatch.setattr("greenpg.connection.channel.ABANDON_TIMEOUT", 0.3)
+    proxy, dsn = through_proxy
+    conn = greenpg.connect(dsn)
+    cur = conn.cursor()
+    cur.execute("CREATE TEMP TABLE item (id int, name text)")
+
+    def rows():
+        for n in range(100):
+            if n == 1:
+                proxy.stall()
+            yield n, "x" * (5_000_000 if n else 1)
+
+    task = Task(cur.executemany, INSERT, rows())
+    wait_until(lambda: conn._owner is task.native)
+    hub().sleep(0.3)
+    killed = Killed()
+    task.throw(killed)
+    hub().sleep(0.05)
+    if comes_back:
+        proxy.resume()
+    task.join()
+    assert task.error is killed
+    assert bool(conn.closed) is not comes_back
+    if comes_back:
+        conn.rollback()
+        cur.execute("SELECT 1")
+        assert cur.fetchone() == (1,)
+    conn.close()
+    proxy.resume()
+
+
+def test_deadline(conn, cur):
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceeded), conn.deadline(0.5):
+        cur.executemany(SLOW, slow_rows())
+    assert time.monotonic() - started < 3
+    assert conn.get_transaction_status() == INERROR
+    conn.rollback()
+    cur.execute("SELECT 1")
+
+
+@green_only
+def test_deadline_when_the_network_is_gone(through_proxy, monkeypatch):
+    monkeypatch.setattr("greenpg.connection.channel.ABANDON_TIMEOUT", 0.3)
+    proxy, dsn = through_proxy
+    conn = greenpg.connect(dsn)
+    cur = conn.cursor()
+
+    def rows():
+        for n in range(100):
+            if n == 50:
+                proxy.stall()
+            yield (n,)
+
+    with pytest.raises(DeadlineExceeded), conn.deadline(0.5):
+        cur.executemany("SELECT %s", rows())
+    assert conn.closed
+    proxy.resume()
+
+
+@green_only
+def test_other_tasks_are_refused(conn, cur):
+    task = Task(cur.executemany, SLOW, slow_rows(4))
+    hub().sleep(0.3)
+    for call in (conn.commit, conn.rollback, lambda: cur.execute("SELECT 1"), lambda: cur.executemany(SLOW, [(1,)])):
+        with pytest.raises(ConnectionInUse):
+            call()
+    task.result()
+    conn.rollback()
+
+
+@green_only
+def test_closed_by_another_task(conn, cur):
+    task = Task(cur.executemany, SLOW, slow_rows())
+    hub().sleep(0.3)
+    conn.close()
+    task.join()
+    assert isinstance(task.error, psycopg2.OperationalError)
+    assert conn.closed
+
+
+def test_the_server_ends_the_connection(conn, cur, admin):
+    pid = conn.info.backend_pid
+    task = Task(cur.executemany, SLOW, slow_rows())
+    hub().sleep(0.5)
+    with admin.cursor() as killer:
+        killer.execute("SELECT pg_terminate_backend(%s)", (pid,))
+    task.join()
+    assert isinstance(task.error, psycopg2.OperationalError)
+    assert task.error.pgcode == "57P01"
+    assert task.error.row_index > 0
+    wait_until(lambda: conn.closed)
+
+
+def test_the_network_is_cut(through_proxy):
+    proxy, dsn = through_proxy
+    conn = greenpg.connect(dsn)
+    task = Task(conn.cursor().executemany, SLOW, slow_rows())
+    hub().sleep(0.5)
+    proxy.cut()
+    task.join()
+    assert isinstance(task.error, psycopg2.OperationalError)
+    assert conn.closed
+    conn.close()
+
+
+def test_cancelled_by_another_task(conn, cur):
+    task = Task(cur.executemany, SLOW, slow_rows())
+    hub().sleep(0.5)
+    conn.cancel()
+    task.join()
+    assert isinstance(task.error, psycopg2.errors.QueryCanceled)
+    assert task.error.row_index in (1, 2, 3)
+    conn.rollback()
+    cur.execute("SELECT 1")
+
+
+def test_tasks_at_the_same_time(dsn):
+    def run():
+        conn = greenpg.connect(dsn)
+        with conn.cursor() as cur:
+            cur.execute("CREATE TEMP TABLE item (id int, name text)")
+            cur.executemany(INSERT, numbered(3000))
+            assert content(cur) == numbered(3000)
+        conn.close()
+
+    run_all([run] * 4)
+
+
+def test_in_a_pool(make_pool):
+    pool = make_pool(min_size=1)
+    with pool.cursor() as cur:
+        cur.execute("CREATE TEMP TABLE item (id int, name text)")
+        cur.executemany(INSERT, numbered(3000))
+    with pool.cursor() as cur:
+        assert content(cur) == numbered(3000)
+
+
+def test_without_a_wait_callback(dsn):
+    callback = extensions.get_wait_callback()
+    conn = greenpg.connect(dsn)
+    extensions.set_wait_callback(None)
+    try:
+        cur = conn.cursor()
+        cur.execute("CREATE TEMP TABLE item (id int UNIQUE, name text)")
+        cur.executemany(INSERT, numbered(3000))
+        assert cur.rowcount == 3000
+        with pytest.raises(psycopg2.errors.UniqueViolation) as caught:
+            cur.executemany(INSERT, [*numbered(10, 5000), (7, "again"), (1, "")])
+        assert caught.value.row_index == 10
+        conn.close()
+    finally:
+        extensions.set_wait_callback(callback)

@@ -1,0 +1,165 @@
+"""A big result is fetched in turns with the other tasks; what comes out is psycopg2's."""
+
+import psycopg2
+import psycopg2.extras
+import pytest
+from kit import Task
+from psycopg2 import extensions
+
+import greenpg
+from greenpg.connection import fetching
+from greenpg.hubs import hub
+
+green_only = pytest.mark.only_hub("gevent", "eventlet")
+FACTORIES = [
+    extensions.cursor,
+    psycopg2.extras.DictCursor,
+    psycopg2.extras.RealDictCursor,
+    psycopg2.extras.NamedTupleCursor,
+    psycopg2.extras.LoggingCursor,
+]
+SELECT = "SELECT n AS id, 'name ' || n AS name FROM generate_series(1, %s) AS n"
+
+
+class Killed(BaseException):
+    """Thrown into a task, as a kill is."""
+
+
+@pytest.fixture
+def conn(dsn):
+    conn = greenpg.connect(dsn)
+    yield conn
+    conn.close()
+
+
+def selected(conn, count, factory=None):
+    cur = conn.cursor(cursor_factory=factory)
+    if factory is psycopg2.extras.LoggingCursor:
+        extensions.cursor.execute(cur, SELECT, (count,))
+    else:
+        cur.execute(SELECT, (count,))
+    return cur
+
+
+@pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 1250, 5003])
+@pytest.mark.parametrize("factory", FACTORIES, ids=lambda factory: factory.__name__)
+def test_all_rows(conn, factory, count):
+    conn._call = "execute"
+    cur = selected(conn, count, factory)
+    rows = cur.fetchall()
+    assert len(rows) == count
+    assert isinstance(rows, list)
+    assert [row["id"] if isinstance(row, dict) else row[0] for row in rows] == list(range(1, count + 1))
+    assert cur.rownumber == count
+    assert cur.fetchall() == []
+    assert cur.fetchone() is None
+    if count:
+        cur.scroll(0, "absolute")
+    assert list(cur) == rows
+    assert list(cur) == []
+    if factory is psycopg2.extras.NamedTupleCursor and rows:
+        assert rows[-1].name == f"name {count}"
+
+
+@pytest.mark.parametrize("factory", FACTORIES[:-1], ids=lambda factory: factory.__name__)
+def test_iteration_takes_no_row_beforehand(conn, factory):
+    cur = selected(conn, 3000, factory)
+    found = []
+    for row in cur:
+        found.append(row)
+        if len(found) == 600:
+            break
+    assert cur.rownumber == 600
+    found += cur.fetchmany(10)
+    for row in cur:
+        found.append(row)
+        if cur.rownumber % 7 == 0 and cur.rownumber < 3000:
+            found.append(cur.fetchone())
+    assert [row["id"] if isinstance(row, dict) else row[0] for row in found] == list(range(1, 3001))
+
+
+def test_iteration_leaves_off_where_the_cursor_was_moved(conn):
+    cur = selected(conn, 3000)
+    rows = iter(cur)
+    assert next(rows)[0] == 1
+    cur.scroll(2998, "absolute")
+    assert [row[0] for row in rows] == [2999, 3000]
+
+
+def test_a_small_result_is_its_own_iterator(conn):
+    cur = selected(conn, 10)
+    assert iter(cur) is cur
+    assert next(cur) == (1, "name 1")
+
+
+def test_errors_are_psycopg2s(conn):
+    cur = conn.cursor()
+    with pytest.raises(psycopg2.ProgrammingError, match="no results to fetch"):
+        cur.fetchall()
+    cur.execute("CREATE TEMP TABLE t AS " + SELECT, (5000,))
+    assert cur.rowcount == 5000
+    with pytest.raises(psycopg2.ProgrammingError, match="no results to fetch"):
+        cur.fetchall()
+    with pytest.raises(psycopg2.ProgrammingError, match="no results to fetch"):
+        list(cur)
+    cur.close()
+    with pytest.raises(psycopg2.InterfaceError, match="cursor already closed"):
+        cur.fetchall()
+
+
+def test_named_cursors_are_as_before(conn):
+    for iterate in (False, True):
+        with conn.cursor(f"named{iterate}") as cur:
+            cur.execute(SELECT, (5000,))
+            assert len(list(cur) if iterate else cur.fetchall()) == 5000
+
+
+@green_only
+@pytest.mark.parametrize("factory", [None, psycopg2.extras.NamedTupleCursor], ids=["tuples", "namedtuples"])
+@pytest.mark.parametrize("iterate", [False, True], ids=["fetchall", "iteration"])
+def test_other_tasks_run_meanwhile(conn, iterate, factory):
+    cur = selected(conn, 200_000, factory)
+    beats = 0
+    is_over = False
+
+    def beat():  # a timer, not a mere callback
+        nonlocal beats
+        while not is_over:
+            hub().sleep(0.001)
+            beats += 1
+
+    task = Task(beat)
+    hub().sleep(0.01)
+    beats = 0
+    rows = list(cur) if iterate else cur.fetchall()
+    found = beats
+    is_over = True
+    task.result()
+    assert len(rows) == 200_000
+    assert found >= 3
+
+
+@green_only
+def test_killed_midway(conn, monkeypatch):
+    monkeypatch.setattr(fetching, "LONGEST_RUN", 0)
+    cur = selected(conn, 100_000)
+    task = Task(cur.fetchall)
+    hub().sleep(0)
+    killed = Killed()
+    task.throw(killed)
+    task.join()
+    assert task.error is killed
+    cur.execute("SELECT 1")
+    assert cur.fetchall() == [(1,)]
+
+
+@green_only
+def test_others_may_use_the_connection_meanwhile(conn, monkeypatch):
+    monkeypatch.setattr(fetching, "LONGEST_RUN", 0)
+    cur = selected(conn, 50_000)
+    task = Task(cur.fetchall)
+    hub().sleep(0)
+    other = conn.cursor()
+    other.execute("SELECT 2")
+    assert other.fetchall() == [(2,)]
+    assert len(task.result()) == 50_000
