@@ -11,6 +11,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from ..errors import COMMITTED, ROLLED_BACK, UNKNOWN, note_commit_outcome
+from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import hub
 from .cancel import CancelRequest, request_cancel, shut_down
 from .composing import compose
@@ -169,7 +170,9 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
             outcome = UNKNOWN if self.closed else ROLLED_BACK
             if name.endswith("commit"):
                 note_commit_outcome(error, outcome)
-            raise
+            if isinstance(error, psycopg2.DatabaseError):
+                name_by_sqlstate(error)
+            raise error
         finally:
             self._call = None
             if self._interruption is not None:

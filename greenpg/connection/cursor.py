@@ -7,6 +7,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
+from ..errors.sqlstate import name_by_sqlstate
 from .copy import Copy
 from .copy_file import FileCopyMixin
 from .copying import end_stray_copy
@@ -48,9 +49,11 @@ class Cursor(FileCopyMixin, _cursor):
         conn._call = "execute"
         try:
             _execute(self, query, vars)
-        except psycopg2.ProgrammingError as error:
-            end_stray_copy(conn, error)
-            raise
+        except psycopg2.DatabaseError as error:
+            if isinstance(error, psycopg2.ProgrammingError):
+                end_stray_copy(conn, error)
+            name_by_sqlstate(error)
+            raise error
         finally:
             conn._call = None
             if conn._interruption is not None:

@@ -6,6 +6,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import psycopg2
+
+from ..errors.sqlstate import name_by_sqlstate
+
 
 def guarded_method(
     psycopg2_class: Any,
@@ -36,6 +40,9 @@ def guarded_method(
             self._has_session_settings = True
         try:
             return method(self, *args, **kwargs)
+        except psycopg2.DatabaseError as error:
+            name_by_sqlstate(error)
+            raise error
         finally:
             self._call = None
             if self._interruption is not None:
@@ -58,6 +65,9 @@ def guarded_cursor_method(psycopg2_class: Any, name: str) -> Callable[..., Any]:
         conn._call = name
         try:
             return method(self, *args, **kwargs)
+        except psycopg2.DatabaseError as error:
+            name_by_sqlstate(error)
+            raise error
         finally:
             conn._call = None
             if conn._interruption is not None:

@@ -14,6 +14,7 @@ import psycopg2
 import psycopg2.errors
 from psycopg2 import extensions
 
+from ..errors.sqlstate import name_by_sqlstate
 from .server_errors import Diagnostics, diagnostics_of, with_diagnostics
 
 if TYPE_CHECKING:
@@ -138,7 +139,8 @@ class Ride:
             if self.is_pending and not conn.closed:
                 cur._hide_prefix(statement)
                 self._after_error(cur, statement, error)
-            raise
+            name_by_sqlstate(error)
+            raise error
         finally:
             conn._call = None
             if conn._interruption is not None:

@@ -9,6 +9,7 @@ import psycopg2
 from psycopg2 import _psycopg, extensions
 
 from .. import libpq
+from ..errors import SQLSTATE_CLASSES
 
 _classes_by_sqlstate: dict[str, type[psycopg2.Error]] = _psycopg.sqlstate_errors
 
@@ -50,13 +51,7 @@ def diagnostics_of(error: psycopg2.Error) -> dict[str, str]:
 def _class_of(sqlstate: str | None) -> Any:
     if sqlstate is None:
         return psycopg2.DatabaseError
-    exact = _classes_by_sqlstate.get(sqlstate)
-    if exact is not None:
-        return exact
-    for known, known_class in _classes_by_sqlstate.items():
-        if known[:2] == sqlstate[:2]:
-            return known_class.__bases__[0]  # the DB-API class of this class of SQLSTATEs
-    return psycopg2.DatabaseError
+    return _classes_by_sqlstate.get(sqlstate) or SQLSTATE_CLASSES.get(sqlstate[:2], psycopg2.DatabaseError)
 
 
 @cache

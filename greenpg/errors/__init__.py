@@ -1,9 +1,13 @@
-"""Every exception of greenpg's own. They are psycopg2's too, so that existing `except` clauses catch them."""
+"""Every exception of greenpg's own, and names for the server's (sqlstate.py). All are psycopg2's too, so that existing
+`except` clauses catch them."""
 
 from __future__ import annotations
 
 import psycopg2
 import psycopg2.errors
+
+from . import sqlstate
+from .sqlstate import *  # noqa: F403 - its __all__ is added to this one
 
 __all__ = [
     "COMMITTED",
@@ -22,6 +26,7 @@ __all__ = [
     "commit_outcome",
     "safe_to_retry",
 ]
+__all__ += sqlstate.__all__
 
 #: What `commit_outcome()` says.
 COMMITTED, ROLLED_BACK, UNKNOWN = "committed", "rolled back", "unknown"
