@@ -20,11 +20,13 @@ from .connection.connecting import connect
 from .connection.connection import Connection
 from .connection.cursor import Cursor, ServerCursor
 from .connection.patching import is_patched, patch, unpatch
+from .connection.rows import RowDict
 from .connection.transaction import Rollback, Transaction
 from .connection.waiting import wait
 from .errors import ListenerClosed, PoolClosed, PoolTimeout, TooManyRequests, WaitTimeout
 from .pool.null_pool import NullConnectionPool
 from .pool.pool import ConnectionPool
+from .pool.registry import close_pools, forget_pool, get_pool
 from .shared.listener import Listener
 from .shared.shared_connection import SharedConnection
 from .shared.subscription import Gap, Subscription
@@ -40,14 +42,18 @@ __all__ = [
     "PoolClosed",
     "PoolTimeout",
     "Rollback",
+    "RowDict",
     "ServerCursor",
     "SharedConnection",
     "Subscription",
     "TooManyRequests",
     "Transaction",
     "WaitTimeout",
+    "close_pools",
     "connect",
     "errors",
+    "forget_pool",
+    "get_pool",
     "is_patched",
     "patch",
     "unpatch",

@@ -12,6 +12,7 @@ from .copy import Copy
 from .copy_file import FileCopyMixin
 from .copying import end_stray_copy
 from .guarding import guarded_cursor_method
+from .rows import DictFetches
 
 _cursor = extensions.cursor
 _execute = _cursor.execute
@@ -20,7 +21,7 @@ _rowcount: Any = _cursor.rowcount.__get__
 _statusmessage: Any = _cursor.statusmessage.__get__
 
 
-class Cursor(FileCopyMixin, _cursor):
+class Cursor(DictFetches, FileCopyMixin, _cursor):
     """psycopg2's cursor on a `greenpg.Connection`. Everything psycopg2 documents of cursors holds.
 
     While another task waits for the server on the same connection, `execute()` and its kin raise
