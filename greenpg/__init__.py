@@ -21,6 +21,7 @@ from .connection.connection import Connection
 from .connection.cursor import Cursor, ServerCursor
 from .connection.patching import is_patched, patch, unpatch
 from .connection.rows import RowDict
+from .connection.sql_log import SqlLog
 from .connection.transaction import Rollback, Transaction
 from .connection.waiting import wait
 from .errors import ListenerClosed, PoolClosed, PoolTimeout, TooManyRequests, WaitTimeout
@@ -45,6 +46,7 @@ __all__ = [
     "RowDict",
     "ServerCursor",
     "SharedConnection",
+    "SqlLog",
     "Subscription",
     "TooManyRequests",
     "Transaction",

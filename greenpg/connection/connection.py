@@ -55,6 +55,9 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
     _initial_session: tuple[Any, ...] = ()
     #: The pool that has lent the connection, while it is lent.
     _pool: Any = None
+    #: What goes under the classes of cursors; a log (sql_log.py) brings others.
+    _client_cursor: type = Cursor
+    _server_cursor: type = ServerCursor
 
     #: What was opened in a transaction before is not valid any more, like psycopg2's own `mark`.
     _transactions_ended = 0
@@ -261,7 +264,7 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
     ) -> Any:
         """A cursor, as psycopg2's: of `cursor_factory`, or else the connection's, with greenpg's methods under it."""
         factory = cursor_factory or self.cursor_factory
-        green: type = Cursor if name is None else ServerCursor
+        green = self._client_cursor if name is None else self._server_cursor
         if factory is not None and is_replication_cursor(factory):
             green = ReplicationCursor
         factory = green if factory is None else compose(factory, green)
