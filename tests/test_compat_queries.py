@@ -18,6 +18,7 @@ from tornado import gen, httpclient, httpserver, netutil, web
 
 import greenpg
 from greenpg.compat import queries
+from greenpg.hubs import hub
 
 green_only = pytest.mark.only_hub("gevent", "eventlet")
 
@@ -357,6 +358,21 @@ def test_a_forgotten_session_gives_its_connection_back(uri):
     gc.collect()
     with queries.Session(uri) as session:
         assert session.backend_pid == pid
+
+
+def test_a_session_outlives_the_task_that_made_it(uri):
+    session = run_all([lambda: queries.Session(uri)])[0]
+    hub().sleep(0.05)
+    with session:
+        assert session.query("SELECT 1 AS one").as_dict() == {"one": 1}
+        with pytest.raises(queries.pool.NoIdleConnectionsError):
+            queries.Session(uri)
+
+
+def test_idle_connections_are_closed_in_time(uri):
+    with queries.Session(uri, pool_idle_ttl=0.2) as session:
+        session.query("SELECT 1")
+    wait_until(lambda: queries.pool.PoolManager.size(session.pid) == 0)
 
 
 def test_a_closed_session(uri):

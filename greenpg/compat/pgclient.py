@@ -241,14 +241,18 @@ class PostgresClient:
 
     def _getconn(self) -> Any:
         try:
-            return self._pool.getconn(max(self.timeout, _SHORT))
+            return self._lend(max(self.timeout, _SHORT))
         except PoolTimeout as error:
             if self._lent_count > self._pool.max_size:
                 raise PoolError(message=f"connection pool exhausted: {error}") from None
         except PoolClosed as error:
             raise PoolError(message=f"connection pool is closed: {error}") from None
         self._try_to_connect()
-        return self._pool.getconn(self.reconnect_timeout)
+        return self._lend(self.reconnect_timeout)
+
+    def _lend(self, timeout: float) -> Any:
+        # Not by getconn(), since a connection may be released by another task than acquired it, after that one's end.
+        return self._pool.connection(timeout).__enter__()
 
     def _check_connection(self, conn: Any) -> Any:
         """The connection if it is alive, or else another one in its place. Suspends."""
@@ -265,7 +269,7 @@ class PostgresClient:
                 raise
             self._lent.remove(conn)
             self._pool.putconn(conn)
-            conn = self._pool.getconn(max(give_up_at - time.monotonic(), _SHORT))
+            conn = self._lend(max(give_up_at - time.monotonic(), _SHORT))
             self._lent.add(conn)
 
     def release_conn(self, conn: Any, close: bool = False) -> None:

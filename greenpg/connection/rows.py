@@ -31,26 +31,23 @@ class RowDict(dict[str, Any]):
 class DictFetches:
     """What `Cursor` has beyond psycopg2's fetches."""
 
-    description: Any
-    fetchone: Any
-    fetchall: Any
-
-    def fetchone_dict(self) -> RowDict | None:
+    def fetchone_dict(self: Any) -> RowDict | None:
         """The next row as a `RowDict`, None after the last. Of columns of the same name the last counts.
 
         Suspends and raises as `fetchone()` does.
         """
         row = self.fetchone()
-        return None if row is None else RowDict(zip(self._column_names(), _values(row), strict=True))
+        return None if row is None else RowDict(zip(_column_names(self), _values(row), strict=True))
 
-    def fetchall_dict(self) -> list[RowDict]:
+    def fetchall_dict(self: Any) -> list[RowDict]:
         """The remaining rows as `RowDict`s. Suspends and raises as `fetchall()` does."""
         rows = self.fetchall()
-        names = self._column_names()
+        names = _column_names(self)
         return [RowDict(zip(names, _values(row), strict=True)) for row in rows]
 
-    def _column_names(self) -> list[str]:
-        return [column[0] for column in self.description]
+
+def _column_names(cursor: Any) -> list[str]:
+    return [column[0] for column in cursor.description]
 
 
 def _values(row: Any) -> Iterable[Any]:

@@ -7,8 +7,8 @@ connection in it by default (or QUERIES_MAX_POOL_SIZE); a full pool raises `NoId
 What differs, and why:
 - Results hold their rows: neither the session's next query nor its end changes them. What has no rows (DDL, an INSERT)
   iterates as nothing instead of raising.
-- A connection comes back as new (`DISCARD ALL`, default encoding, no transaction, no notices); it used to keep all that
-  for the next session. A dead one is replaced; it used to fill the pool for ever.
+- A connection comes back as new (settings, temporary tables, encoding, notices, no transaction); it used to keep all
+  that for the next session. A dead one is replaced; it used to fill the pool for ever.
 - `__del__` takes no locks: it leaves the connection to the next one who looks. A closed session raises InterfaceError.
 - URIs: user, database and all of libpq's options count, `uri()` quotes; what isn't a URI is a ProgrammingError.
 - TornadoSession runs each query in a thread (in a monkey-patched program: a greenlet) of its own, and works on any

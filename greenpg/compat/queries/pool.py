@@ -94,7 +94,12 @@ class Pool:
         self._idle_since = time.monotonic()
         self._kwargs = {name: _joined(value) for name, value in uri_to_kwargs(uri).items()}
         self._pool = ConnectionPool(
-            kwargs=self._kwargs, min_size=0, max_size=max_size, configure=_configure, reset=_reset
+            kwargs=self._kwargs,
+            min_size=0,
+            max_size=max_size,
+            max_idle=idle_ttl,
+            configure=_configure,
+            reset="session",
         )
         self._lent: set[Any] = set()
         self._forgotten: deque[Any] = deque()
@@ -108,14 +113,18 @@ class Pool:
         if self.in_use_count >= self.max_size and not timeout:
             raise NoIdleConnectionsError(self.id)
         try:
-            conn = self._pool.getconn(max(timeout, _SHORT))
+            conn = self._lend(max(timeout, _SHORT))
         except PoolTimeout:
             if len(self._lent) >= self.max_size:
                 raise NoIdleConnectionsError(self.id) from None
             connect(**self._kwargs).close()  # raises what keeps the pool from connecting
-            conn = self._pool.getconn(_LONG)
+            conn = self._lend(_LONG)
         self._lent.add(conn)
         return conn
+
+    def _lend(self, timeout: float) -> Any:
+        # Not by getconn(), since a session may outlive the task that made it: the pool would take the connection back.
+        return self._pool.connection(timeout).__enter__()
 
     def free(self, conn: Any) -> None:
         """Take a connection back. Suspends for a round trip."""
@@ -181,11 +190,6 @@ def _joined(value: Any) -> Any:
 
 def _configure(conn: Any) -> None:
     extras.register_uuid(conn_or_curs=conn)  # type: ignore[no-untyped-call]
-
-
-def _reset(conn: Any) -> None:
-    conn.reset()
-    conn.notices = []
 
 
 class PoolManager:
