@@ -6,7 +6,7 @@ HUBS := gevent eventlet threads
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test $(HUBS:%=test-%) check bench psycopg2-suite clean
+.PHONY: help demo test $(HUBS:%=test-%) check bench psycopg2-suite compat-suites clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -16,13 +16,16 @@ demo: $(VENV)/demo  ## a web app on a PostgreSQL of its own, at http://127.0.0.1
 
 test: $(VENV)/test  ## the tests on all three hubs, with a PostgreSQL of their own
 	@for hub in $(HUBS); do $(BIN)/pytest --hub=$$hub || exit 1; done
-	@echo "left out: psycopg2's own suite (make psycopg2-suite)"
+	@echo "left out: psycopg2's own suite (make psycopg2-suite), those of the libraries in greenpg.compat (make compat-suites)"
 
 $(HUBS:%=test-%): test-%: $(VENV)/test
 	$(BIN)/pytest --hub=$*
 
 psycopg2-suite: $(VENV)/suite  ## psycopg2's own test suite on greenpg (a minute or two; not a part of `make test`)
 	timeout 1800 $(BIN)/python tests/psycopg2_suite.py
+
+compat-suites: $(VENV)/test  ## the test suites of pgclient, queries and others on greenpg.compat (needs GitHub)
+	timeout 1800 $(BIN)/python tests/compat_suites.py
 
 check: $(VENV)/check  ## ruff, mypy --strict, and who imports whom
 	$(BIN)/ruff check .
