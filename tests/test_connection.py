@@ -252,3 +252,7 @@ def test_connection_goes_to_another_native_thread_and_back(conn):
     for _ in range(3):
         assert work() == 1
         assert hub().run_in_thread(work) == 1
+
+
+def test_execute_of_the_connection(conn):
+    assert conn.execute("SELECT %s", (1,)).fetchone() == (1,)

@@ -122,6 +122,18 @@ def test_notices_of_a_commit_wait_for_the_next_statement(logged):
     assert lines() == [("greenpg.notices", "INFO", "NOTICE:  late")]
 
 
+def test_what_greenpg_says_to_the_server_by_itself_is_not_logged(make_pool, caplog):
+    caplog.set_level(logging.DEBUG, "greenpg")
+    pool = make_pool(min_size=1, configure=greenpg.SqlLog())
+    with pool.connection() as conn:
+        conn.notices.append("NOTICE:  before")
+        with conn.transaction():
+            conn.cursor().execute("SELECT 1")
+            conn.cursor("named").execute("SELECT 2")
+    texts = [record.getMessage() for record in caplog.records if record.name in ("greenpg.sql", "greenpg.notices")]
+    assert [text.rpartition(": ")[2].strip() for text in texts] == ["SELECT 1", "before", "SELECT 2"]
+
+
 def test_detached(logged):
     conn, lines = logged()
     cur = conn.cursor()

@@ -34,7 +34,7 @@ import psycopg2
 import psycopg2.extras
 import psycopg2.pool
 
-from .. import Connection, ConnectionPool, PoolClosed, PoolTimeout, connect, errors
+from .. import ConnectionPool, PoolClosed, PoolTimeout, connect, errors
 
 __all__ = ["PostgresClient", "exceptions"]
 __version__ = "0.2.4"
@@ -137,14 +137,6 @@ class PoolError(PgClientError, psycopg2.pool.PoolError):
     """All connections are lent, or one was returned that isn't."""
 
 
-class _Connection(Connection):
-    def execute(self, query: Any, vars: Any = None) -> Any:
-        """A new cursor, with the statement executed."""
-        cursor = self.cursor()
-        cursor.execute(query, vars)
-        return cursor
-
-
 class PostgresClient:
     """A pool of connections, and cursors with a transaction of their own. `pool_size` connections at most.
 
@@ -178,7 +170,7 @@ class PostgresClient:
         given = {"database": database, "user": user or username, "password": password, "host": host, "port": port}
         parameters: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         self._pool = ConnectionPool(
-            dsn or "", kwargs=parameters, connection_class=_Connection, min_size=1, max_size=pool_size, open=False
+            dsn or "", kwargs=parameters, min_size=1, max_size=pool_size, open=False
         )
         self._lent: set[Any] = set()
         self._lent_count = 0  # those that are being acquired, too

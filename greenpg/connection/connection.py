@@ -259,6 +259,12 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
     def statement_deadline(self, seconds: float | None) -> None:
         deadlines_of(self).per_statement = None if seconds is None else checked_seconds(seconds)
 
+    def execute(self, query: Any, vars: Any = None) -> Any:
+        """A new cursor that has executed the statement, as psycopg 3's. Suspends; raises as `cursor.execute()`."""
+        cur = self.cursor()
+        cur.execute(query, vars)
+        return cur
+
     def cursor(
         self, name: Any = None, cursor_factory: Any = None, withhold: bool = False, scrollable: bool | None = None
     ) -> Any:

@@ -320,11 +320,14 @@ def name_by_sqlstate(error: psycopg2.Error) -> None:
     It keeps its identity; `errors.PLPgSQLError` and its kin then catch it. Whoever raises it again must do so by
     `raise error`: until Python 3.10 a bare `raise` means the class that it had.
     """
-    if type(error) in _UNNAMED and error.pgcode:
+    if type(error) in _UNNAMED and error.pgcode and error.pgcode not in _named_by_psycopg2:
         sqlstate_class = SQLSTATE_CLASSES.get(error.pgcode[:2])
         if sqlstate_class is not None and issubclass(sqlstate_class, type(error)):
             error.__class__ = sqlstate_class
 
+
+#: Whoever takes one of these out of psycopg2's table (its own tests do) gets psycopg2's fallback.
+_named_by_psycopg2 = frozenset(sqlstate_errors)
 
 #: What psycopg2 raises when it doesn't know the code.
 _UNNAMED = frozenset(
