@@ -18,6 +18,7 @@ from .healing import check_idle_connections, ensure_healthy, ping
 from .ledger import Slot
 from .parameters import check_not_negative, check_sizes
 from .returning import IDLE_STATUS, clean_up, close_quietly, discard
+from .streaming import Stream
 from .waiting import wait_in_line
 
 logger = logging.getLogger("greenpg.pool")
@@ -74,6 +75,17 @@ class ConnectionPool(BasePool):
         rollback if it raises. Suspends as `connection()` does.
         """
         return CursorContext(self, cursor_factory, timeout)
+
+    def stream(
+        self, sql: Any, args: Any = None, *, chunk_size: int = 2000, cursor_factory: Any = None, timeout: Any = None
+    ) -> Stream:
+        """`for row in pool.stream(sql, args):` the rows of a big result, fetched `chunk_size` at a time through a
+        server-side cursor in a transaction of its own. The loop may be left at any time. See `Stream`.
+
+        Doesn't suspend: a connection is borrowed (for `timeout`, see `getconn()`) when the first row is asked for.
+        `sql` must be a SELECT or VALUES. Raises ValueError for a `chunk_size` below 1.
+        """
+        return Stream(self, sql, args, chunk_size=chunk_size, cursor_factory=cursor_factory, timeout=timeout)
 
     def getconn(self, timeout: float | None = None) -> Any:
         """Borrow a connection; each must be given back with `putconn()`. `connection()` is harder to get wrong.
