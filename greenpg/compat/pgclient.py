@@ -169,9 +169,7 @@ class PostgresClient:
         self._cursor_factory = cursor_factory or psycopg2.extras.RealDictCursor
         given = {"database": database, "user": user or username, "password": password, "host": host, "port": port}
         parameters: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        self._pool = ConnectionPool(
-            dsn or "", kwargs=parameters, min_size=1, max_size=pool_size, open=False
-        )
+        self._pool = ConnectionPool(dsn or "", kwargs=parameters, min_size=1, max_size=pool_size, open=False)
         self._lent: set[Any] = set()
         self._lent_count = 0  # those that are being acquired, too
         self._count_lock = threading.Lock()

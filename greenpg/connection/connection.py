@@ -259,6 +259,11 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
     def statement_deadline(self, seconds: float | None) -> None:
         deadlines_of(self).per_statement = None if seconds is None else checked_seconds(seconds)
 
+    @property
+    def connection(self) -> Connection:
+        """Itself: psycopg2.extras takes whatever has `execute()` for a cursor, and asks it for its connection."""
+        return self
+
     def execute(self, query: Any, vars: Any = None) -> Any:
         """A new cursor that has executed the statement, as psycopg 3's. Suspends; raises as `cursor.execute()`."""
         cur = self.cursor()

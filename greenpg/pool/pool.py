@@ -21,6 +21,7 @@ from .ledger import Slot
 from .parameters import check_not_negative
 from .returning import IDLE_STATUS, clean_up, close_quietly
 from .running import first_value, run_one_shot, run_repeatedly
+from .streaming import Stream
 from .waiting import wait_in_line
 
 T = TypeVar("T")
@@ -118,6 +119,17 @@ class ConnectionPool(BasePool):
     def fetchval(self, query: Any, vars: Any = None, *, timeout: float | None = None) -> Any:
         """The first column of the first row, None if there is none. One round trip. Suspends."""
         return run_one_shot(self, query, vars, first_value, None, timeout)
+
+    def stream(
+        self, sql: Any, args: Any = None, *, chunk_size: int = 2000, cursor_factory: Any = None, timeout: Any = None
+    ) -> Stream:
+        """`for row in pool.stream(sql, args):` the rows of a big result, fetched `chunk_size` at a time through a
+        server-side cursor in a transaction of its own. The loop may be left at any time. See `Stream`.
+
+        Doesn't suspend: a connection is borrowed (for `timeout`, see `getconn()`) when the first row is asked for.
+        `sql` must be a SELECT or VALUES. Raises ValueError for a `chunk_size` below 1.
+        """
+        return Stream(self, sql, args, chunk_size=chunk_size, cursor_factory=cursor_factory, timeout=timeout)
 
     # -- by hand
 

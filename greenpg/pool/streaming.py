@@ -1,0 +1,183 @@
+"""`pool.stream()`: the rows of a big result, a chunk at a time."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+
+from ..errors import ConnectionInUse
+from ..hubs import hub
+from .contexts import finish_transaction
+from .healing import note_error
+from .returning import IDLE_STATUS
+
+if TYPE_CHECKING:
+    from .pool import ConnectionPool
+
+logger = logging.getLogger("greenpg.pool")
+
+_NAME = "greenpg_stream"
+
+
+class Stream:
+    """The rows of a statement, from `ConnectionPool.stream()`: iterable, and a context manager.
+
+    It borrows a connection when the first row is asked for, and gives it back when the last chunk has been fetched, at
+    `close()`, at the end of the `with` block, when an error or a kill comes out of it, or when nobody refers to it any
+    more: a `for` loop over `pool.stream(...)` may simply be left. Until the last chunk has been fetched it is in a
+    transaction, which is committed then, and rolled back in all other cases.
+
+    Iterating it again goes on where the last loop was left; after the last row there is nothing more, after `close()`
+    `psycopg2.InterfaceError`. One task at a time: another one gets `errors.ConnectionInUse`.
+    """
+
+    __slots__ = (
+        "_args",
+        "_chunk_size",
+        "_conn",
+        "_cursor",
+        "_cursor_factory",
+        "_has_begun",
+        "_is_busy",
+        "_is_closed",
+        "_lent_at",
+        "_pool",
+        "_resets_autocommit",
+        "_rows",
+        "_sql",
+        "_timeout",
+    )
+
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        sql: Any,
+        args: Any = None,
+        *,
+        chunk_size: int = 2000,
+        cursor_factory: Any = None,
+        timeout: float | None = None,
+    ) -> None:
+        # What __del__ looks at comes first.
+        self._conn: Any = None
+        self._is_busy = False
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
+        self._pool = pool
+        self._sql = sql
+        self._args = args
+        self._chunk_size = chunk_size
+        self._cursor_factory = cursor_factory
+        self._timeout = timeout
+        self._cursor: Any = None
+        self._lent_at = 0.0
+        self._has_begun = self._is_closed = self._resets_autocommit = False
+        self._rows: Iterator[Any] = iter(())
+
+    def __iter__(self) -> Iterator[Any]:
+        """The rows. Suspends for each chunk. Raises what `getconn()` and `execute()` raise."""
+        while True:
+            yield from self._rows  # kept, so that a later loop finds the rest of the chunk
+            if not self._fetch():
+                return
+
+    def _fetch(self) -> bool:
+        """Get the next chunk. False: there is none."""
+        if self._is_closed:
+            raise psycopg2.InterfaceError("the stream is closed")
+        if self._is_busy:
+            raise ConnectionInUse("stream", "another task")
+        if self._has_begun and self._conn is None:
+            return False
+        self._is_busy = True
+        try:
+            if not self._has_begun:
+                self._begin()
+            rows = self._cursor.fetchmany(self._chunk_size)
+            if len(rows) < self._chunk_size:
+                self._finish(None)
+        except BaseException as exception:
+            self._is_closed = True
+            if self._conn is not None:
+                self._finish(exception)
+            raise
+        finally:
+            self._is_busy = False
+        self._rows = iter(rows)
+        return bool(rows)
+
+    def _begin(self) -> None:
+        self._has_begun = True
+        self._conn = conn = self._pool._lend(self._timeout)
+        self._lent_at = conn._slot.lent_at
+        if conn.autocommit:  # a cursor lives in a transaction
+            conn.autocommit = False
+            self._resets_autocommit = True
+        self._cursor = conn.cursor(_NAME, cursor_factory=self._cursor_factory)
+        self._cursor.itersize = self._chunk_size
+        self._cursor.execute(self._sql, self._args)
+
+    def _finish(self, exception: BaseException | None) -> None:
+        """Commit, or roll back because of the exception, and return the connection. Suspends."""
+        conn, self._conn, self._cursor = self._conn, None, None
+        if conn._slot.lent_at != self._lent_at:
+            return  # somebody has returned it behind our back
+        if exception is not None:
+            note_error(self._pool, conn, exception)
+        _give_back(self._pool, conn, exception, self._resets_autocommit)
+
+    def close(self) -> None:
+        """End the stream and give the connection back, rolling back what isn't complete. Suspends; again is harmless.
+
+        Raises `errors.ConnectionInUse` if another task waits for a chunk.
+        """
+        if self._is_busy:
+            raise ConnectionInUse("close", "another task")
+        self._is_closed = True
+        self._rows = iter(())
+        if self._conn is not None:
+            self._finish(GeneratorExit())
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if exc is not None and self._conn is not None and not self._is_busy:
+            self._is_closed = True
+            self._finish(exc)
+        self.close()
+
+    def __del__(self) -> None:
+        # Runs wherever the last reference goes, be it in the hub: nothing may suspend here.
+        conn = self._conn
+        if conn is None or sys.is_finalizing() or conn._slot.lent_at != self._lent_at:
+            return
+        self._conn = None
+        hub().spawn(_give_back_abandoned, self._pool, conn, self._resets_autocommit)
+
+
+def _give_back(pool: ConnectionPool, conn: Any, exception: BaseException | None, resets_autocommit: bool) -> None:
+    try:
+        finish_transaction(conn, None if exception is None else type(exception))
+    finally:
+        if resets_autocommit and not conn.closed:
+            if conn.get_transaction_status() == IDLE_STATUS:
+                conn.autocommit = True
+            else:
+                conn._slot.expires_at = 0.0  # nobody else shall find it without
+        # Killed meanwhile or not: the pool looks at the connection's state and does what is needed.
+        pool.putconn(conn)
+
+
+def _give_back_abandoned(pool: ConnectionPool, conn: Any, resets_autocommit: bool) -> None:
+    try:
+        _give_back(pool, conn, GeneratorExit(), resets_autocommit)
+    except Exception as error:
+        logger.warning("pool %r: giving back the connection of an abandoned stream failed: %s", pool.name, error)
