@@ -155,7 +155,7 @@ def get(uri, names):
         @gen.coroutine
         def get(self):
             first, second, third = yield [
-                self.session.query("SELECT * FROM names"),
+                self.session.query("SELECT * FROM names WHERE id < 4"),
                 self.session.query("SELECT 1 AS one"),
                 self.session.query("INSERT INTO names VALUES (%s, %s)", [4, "Ida"]),
             ]
