@@ -40,6 +40,8 @@ class Simulation:
         for name in ("base", "healing", "keeping", "opening", "pool", "returning", "waiting"):
             module = getattr(greenpg.pool, name)
             monkeypatch.setattr(module, "time", clock)
+        for module in (greenpg.pool.base, greenpg.pool.opening):
+            monkeypatch.setattr(module, "random", self.random)
         monkeypatch.setattr(greenpg.pool.opening, "connect", self.server.connect)
         self.old_hub = hubs.use(self.hub)
         max_size = self.random.randint(1, 4)
@@ -118,7 +120,7 @@ class Simulation:
             raise ZeroDivisionError
 
     def run_until(self, condition):
-        end = self.hub.now + 20
+        end = self.hub.now + 120  # a slot may have to try again and again
         while not condition() and self.hub.now < end:
             self.hub.run(until=self.hub.now + 0.5)
         self.hub.run(until=self.hub.now + 0.5)  # what is under way in the background

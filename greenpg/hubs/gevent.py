@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Callable
@@ -18,7 +19,6 @@ from .threads import ThreadsHub
 
 _READ, _WRITE = 1, 2
 _EXPIRED = object()
-_LONG = 86_400.0
 
 
 def _switch_until(hub: Any, task: Any, deadline: float) -> bool:
@@ -104,15 +104,63 @@ class GeventFdWaiter:
                 watcher.close()
 
 
-class GeventEvent:
-    """Wakes its greenlet through the loop of the greenlet's own thread."""
+class _Alarms:
+    """The deadlines of a hub's events on one ticking timer: a timer for each of ten thousand waits would cost more than
+    the waits. It ticks only while somebody waits, and that also keeps a loop from ending in which nothing else is
+    going on, though another native thread may be about to set an event.
+    """
 
-    __slots__ = ("_hub", "_is_set", "_task")
+    TICK = 0.01
+
+    def __init__(self, hub: Any) -> None:
+        self._loop = hub.loop
+        self._timer = hub.loop.timer(self.TICK, self.TICK)
+        self._deadlines: dict[GeventEvent, float] = {}
+        self._earliest = math.inf
+
+    def add(self, event: GeventEvent, deadline: float) -> None:
+        self._deadlines[event] = deadline
+        if deadline < self._earliest:
+            self._earliest = deadline
+        if not self._timer.active:
+            self._timer.start(self._tick)
+
+    def remove(self, event: GeventEvent) -> None:
+        self._deadlines.pop(event, None)
+
+    def _tick(self) -> None:
+        if not self._deadlines:
+            self._earliest = math.inf
+            self._timer.stop()
+            return
+        now = time.monotonic()
+        if now < self._earliest:
+            return
+        for event in [event for event, deadline in self._deadlines.items() if deadline <= now]:
+            del self._deadlines[event]
+            event.is_late = True
+            self._loop.run_callback(event._wake)
+        self._earliest = min(self._deadlines.values(), default=math.inf)
+
+
+def _alarms_of(hub: Any) -> _Alarms:
+    try:
+        alarms: _Alarms = hub.greenpg_alarms
+    except AttributeError:
+        alarms = hub.greenpg_alarms = _Alarms(hub)
+    return alarms
+
+
+class GeventEvent:
+    """Wakes its greenlet through the loop of the greenlet's own thread. Late by up to a tick at its deadline."""
+
+    __slots__ = ("_hub", "_is_set", "_task", "is_late")
 
     def __init__(self, hub: Any) -> None:
         self._hub = hub
         self._task: Any = None
         self._is_set = False
+        self.is_late = False
 
     def set(self) -> None:
         self._is_set = True
@@ -129,18 +177,19 @@ class GeventEvent:
             self._task.switch()
 
     def wait(self, deadline: float | None = None) -> bool:
+        if self._is_set or (deadline is not None and deadline <= time.monotonic()):
+            return self._is_set
         hub = self._hub
-        self._task = task = getcurrent()
+        alarms = _alarms_of(hub)
+        self.is_late = False
+        self._task = getcurrent()
+        alarms.add(self, math.inf if deadline is None else deadline)
         try:
-            while not self._is_set:
-                if deadline is None:
-                    # With a timer, since a loop in which nothing else is going on ends with LoopExit, though another
-                    # native thread may be about to call set().
-                    _switch_until(hub, task, time.monotonic() + _LONG)
-                elif not _switch_until(hub, task, deadline):
-                    return self._is_set
-            return True
+            while not (self._is_set or self.is_late):
+                hub.switch()
+            return self._is_set
         finally:
+            alarms.remove(self)
             self._task = None
 
 

@@ -28,14 +28,14 @@ from typing import Any
 from .line import Line, Waiter
 
 
-class SlotState(enum.Enum):
+class SlotState(enum.IntEnum):  # whose hash is C's
     """Who may touch a slot; the module's docstring has the table."""
 
-    OPENING = "opening"
-    IDLE = "idle"
-    LENT = "lent"
-    RESETTING = "resetting"
-    CLOSED = "closed"
+    OPENING = enum.auto()
+    IDLE = enum.auto()
+    LENT = enum.auto()
+    RESETTING = enum.auto()
+    CLOSED = enum.auto()
 
 
 OPENING, IDLE, LENT, RESETTING, CLOSED = SlotState
