@@ -26,7 +26,7 @@ _EXTRAS = NamedTupleCursor.__module__
 #: Results with fewer rows are fetched in one go.
 BIG_ROWS = 1000
 #: The clock is looked at after so many.
-_CHUNK_ROWS = 250
+_CHUNK_ROWS = 500
 
 
 def fetch_in_turns(cursor: Any) -> list[Any]:
