@@ -1,5 +1,6 @@
 """executemany() in pages: few round trips, psycopg2's results and errors, the failing row, interruptions."""
 
+import random
 import sys
 import time
 
@@ -503,3 +504,28 @@ def test_without_a_wait_callback(dsn):
         conn.close()
     finally:
         extensions.set_wait_callback(callback)
+
+
+@green_only
+def test_kills_at_any_moment(conn, cur, monkeypatch):
+    monkeypatch.setattr(executemany, "PAGE_ROWS", 100)
+    seed = random.randrange(1_000_000)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    killed = 0
+    for kind in (list, iter) * 15:
+        cur.execute("INSERT INTO item VALUES (-1)")
+        task = Task(cur.executemany, INSERT, kind(numbered(1500)))
+        hub().sleep(dice.uniform(0, 0.03))
+        task.throw(Killed())
+        task.join()
+        assert task.error is None or isinstance(task.error, Killed)
+        assert not conn.closed and conn._owner is None and conn._call is None and conn._interruption is None
+        assert conn.get_transaction_status() in (INTRANS, INERROR)
+        if task.error is None:
+            assert len(content(cur)) == 1501
+        killed += task.error is not None
+        conn.rollback()
+        assert content(cur) == []
+        conn.rollback()
+    assert killed

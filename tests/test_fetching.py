@@ -86,6 +86,17 @@ def test_iteration_leaves_off_where_the_cursor_was_moved(conn):
     assert [row[0] for row in rows] == [2999, 3000]
 
 
+@pytest.mark.parametrize("count", [10, 3000])
+def test_a_class_that_makes_something_of_each_row(conn, count):
+    class Upper(extensions.cursor):
+        def __next__(self):
+            return super().__next__()[1].upper()
+
+    cur = selected(conn, count, Upper)
+    assert list(cur) == [f"NAME {n}" for n in range(1, count + 1)]
+    assert cur.fetchone() is None
+
+
 def test_a_small_result_is_its_own_iterator(conn):
     cur = selected(conn, 10)
     assert iter(cur) is cur
