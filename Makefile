@@ -35,6 +35,8 @@ check: $(VENV)/check  ## ruff, mypy --strict, and who imports whom
 
 bench: $(VENV)/bench  ## the benchmarks, peers and greenpg in one run
 	$(BIN)/python benchmarks/fairness.py
+	$(BIN)/python benchmarks/round_trips.py
+	$(BIN)/python benchmarks/spike.py
 	$(BIN)/python benchmarks/bulk_copy.py
 	$(BIN)/python benchmarks/executemany.py
 	$(BIN)/python benchmarks/fetchall.py

@@ -242,16 +242,18 @@ def test_returning_in_another_task_is_fine(make_pool, caplog):
 
 
 def test_leak_report(make_pool, caplog):
-    pool = make_pool(min_size=1, leak_after=0.05, name="leaky")
+    pool = make_pool(min_size=1, leak_after=0.05, name="leaky", configure=greenpg.SqlLog())
 
     def hold_on_to_it():
-        with pool.connection():
+        with pool.cursor() as cur:
+            cur.execute("SELECT 'held'")
             wait_until(lambda: "has held a connection" in caplog.text)
 
     Task(hold_on_to_it).result()
     assert "pool 'leaky': " in caplog.text
     assert "(leak_after is 0.05)" in caplog.text
     assert "in hold_on_to_it" in caplog.text, "the stack where it was taken"
+    assert "last statement: SELECT 'held'" in caplog.text
     assert caplog.text.count("has held a connection") == 1
 
 

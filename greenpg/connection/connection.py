@@ -51,6 +51,8 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
 
     #: The connection string as it was given, before names were looked up.
     _given_dsn: str | None = None
+    #: Known only of connections with a `SqlLog`.
+    _last_statement: Any = None
     #: What a pool that resets sessions found when the connection was new.
     _initial_session: tuple[Any, ...] = ()
     #: The pool that has lent the connection, while it is lent.

@@ -29,6 +29,7 @@ class SqlLog:
     - `logger` ("greenpg.sql"), `notice_logger` ("greenpg.notices"): the standard loggers to use.
 
     Logging takes place in the task that runs the statement, after it; the time includes waiting for the server.
+    A pool's report of a leak (`leak_after`) names the last statement of a connection that has a log.
     For other formats override `before()`, `after()`, `failed()` and `notice()`.
     """
 
@@ -156,6 +157,7 @@ class _LoggedStatements:
         log: SqlLog | None = getattr(self.connection, "_sql_log", None)
         if log is None:  # detached since the cursor was made
             return call(statement, parameters)
+        self.connection._last_statement = statement
         log.before(self, statement, parameters)
         started = time.monotonic()
         try:

@@ -91,12 +91,14 @@ class Keeper:
                 slot.stack = None  # once
         for holder, seconds, conn, stack in reports:
             logger.warning(
-                "pool %r: %s has held a connection for %.1f s (leak_after is %s): %s; taken at:\n%s",
+                "pool %r: %s has held a connection for %.1f s (leak_after is %s): %s; last statement: %s; "
+                "taken at:\n%s",
                 pool.name,
                 hub().describe(holder),
                 seconds,
                 leak_after,
                 conn,
+                conn._last_statement or "unknown, for lack of a greenpg.SqlLog",
                 "".join(stack or []).rstrip(),
             )
 
