@@ -108,6 +108,11 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
         """The blocks that have been entered, the innermost last."""
         return []
 
+    def _let_psycopg2_begin(self) -> None:
+        """Before psycopg2's C code sends a statement that BEGIN can't ride on. Doesn't suspend."""
+        if self._ride is not None and self._ride.is_pending:
+            self._ride.go_native()
+
     def _control(self, statement: str | bytes) -> None:
         """Run a statement of greenpg's own. Suspends; the caller sees to interruptions."""
         extensions.cursor.execute(_connection.cursor(self, None, extensions.cursor), statement)

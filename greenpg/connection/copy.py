@@ -53,8 +53,7 @@ class Copy(CopyBlock):
 
     def __enter__(self) -> Copy:
         conn = self._conn
-        if conn._ride is not None and conn._ride.is_pending:
-            conn._ride.go_native()
+        conn._let_psycopg2_begin()
         deadline = self._start()
         self._task = hub().current()
         conn._owner = self

@@ -84,8 +84,7 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
         message: `statement_timestamp()` is the same for its rows, and `statement_deadline` holds for each page.
         """
         conn = self.connection
-        if conn._ride is not None and conn._ride.is_pending:
-            conn._ride.go_native()
+        conn._let_psycopg2_begin()
         try:
             run_pages(self, query, vars_list)
         except psycopg2.DatabaseError as error:

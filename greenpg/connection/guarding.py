@@ -60,8 +60,7 @@ def guarded_cursor_method(psycopg2_class: Any, name: str) -> Callable[..., Any]:
         conn = self.connection
         if conn._owner is not None:
             conn._refuse_if_owned(name)
-        if conn._ride is not None and conn._ride.is_pending:
-            conn._ride.go_native()
+        conn._let_psycopg2_begin()
         conn._call = name
         try:
             return method(self, *args, **kwargs)

@@ -182,10 +182,7 @@ class Ride:
         if status == _IDLE and not self.is_native:
             return
         is_failed = status == _INERROR
-        if self.is_native:
-            conn._end_transaction("commit" if commit and not is_failed else "rollback")
-        else:
-            conn._end_transaction("commit" if commit and not is_failed else "rollback", by_statement=True)
+        conn._end_transaction("commit" if commit and not is_failed else "rollback", by_statement=not self.is_native)
         if commit and is_failed:
             raise psycopg2.errors.InFailedSqlTransaction(
                 "the transaction was in error, so it has been rolled back instead of committed: an error of a "
