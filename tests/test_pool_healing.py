@@ -1,4 +1,4 @@
-"""Dead connections are found before they're lent, and sessions are cleaned."""
+"""Dead connections are found before they're lent."""
 
 import time
 
@@ -206,66 +206,6 @@ def test_check_method_replaces_broken_ones(make_pool, admin):
     pool.check()
     wait_until(lambda: pool.get_stats()["pool_available"] == 3)
     assert len(pids(pool, 3) & old) == 1
-
-
-# -- session hygiene
-
-
-def test_session_reset_leaves_nothing_to_the_next_borrower(make_pool, admin):
-    def configure(conn):
-        with conn.cursor() as cur:
-            cur.execute("SET application_name = 'configured'")
-        conn.commit()
-
-    pool = make_pool(min_size=1, reset="session", configure=configure)
-    with pool.connection() as conn:
-        with conn.cursor() as cur:
-            cur.execute("SET my.tenant = '42'")
-            cur.execute("SET application_name = 'tenant 42'")
-            cur.execute("SET statement_timeout = 1")
-            cur.execute("RESET statement_timeout")
-            cur.execute("CREATE TEMP TABLE tenants (n int)")
-            cur.execute("SELECT pg_advisory_lock(42)")
-            cur.execute("LISTEN tenants")
-            cur.execute("PREPARE statement AS SELECT 1")
-            cur.execute("DECLARE held CURSOR WITH HOLD FOR SELECT 1")
-            cur.execute("SET datestyle TO 'German'")
-        conn.commit()
-        conn.isolation_level = "SERIALIZABLE"
-        conn.set_client_encoding("LATIN1")
-        conn.autocommit = True
-        conn.statement_deadline = 1
-    with pool.connection() as again:
-        assert again is conn
-        assert not again.autocommit
-        assert again.isolation_level is None
-        assert again.encoding == "UTF8"
-        assert again.statement_deadline is None
-        with again.cursor() as cur:
-            for query, expected in [
-                ("SELECT coalesce(current_setting('my.tenant', true), '')", ""),
-                ("SHOW application_name", "configured"),
-                ("SELECT to_regclass('pg_temp.tenants')", None),
-                ("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'", 0),
-                ("SELECT count(*) FROM pg_listening_channels()", 0),
-                ("SELECT count(*) FROM pg_prepared_statements", 0),
-                ("SELECT count(*) FROM pg_cursors", 0),
-                ("SELECT '2026-11-21'::date::text", "2026-11-21"),
-                ("SHOW transaction_isolation", "read committed"),
-            ]:
-                cur.execute(query)
-                assert cur.fetchone() == (expected,), query
-
-
-def test_rollback_reset_keeps_the_session(make_pool):
-    pool = make_pool(min_size=1, reset="rollback")
-    with pool.cursor() as cur:
-        cur.execute("SET my.tenant = '42'")
-    with pool.cursor() as cur:
-        cur.execute("SHOW my.tenant")
-        assert cur.fetchone() == ("42",)
-    with pytest.raises(ValueError, match=r"reset must be .rollback., .session. or a function"):
-        greenpg.ConnectionPool(reset="everything")
 
 
 def test_ping_leaves_no_transaction(dsn):

@@ -92,7 +92,27 @@ def test_round_trips(counted):
     assert counter.of(plain) == 3, "psycopg2's own"
 
 
+def test_round_trips_of_executemany(counted, table, admin):
+    pool, counter = counted
+
+    def insert_many():
+        with pool.cursor() as cur:
+            cur.executemany("INSERT INTO tx VALUES (%s)", [(n,) for n in range(1000)])
+
+    assert counter.of(insert_many) <= 12
+    assert rows(admin) == list(range(1000))
+
+
 # -- the traps of riding
+
+
+@pytest.mark.parametrize("end", ["COMMIT", "\n  Rollback", "/* the end */ end"])
+def test_first_statement_of_several_commands_that_end_the_transaction(make_pool, table, admin, end):
+    """An error in it doesn't make it run a second time."""
+    pool = make_pool(min_size=1)
+    with pytest.raises(errors.DivisionByZero), pool.cursor() as cur:
+        cur.execute(f"INSERT INTO tx VALUES (1);{end}; SELECT 1/0")
+    assert rows(admin) == ([] if "Rollback" in end else [1])
 
 
 def test_syntax_error_in_the_first_statement(make_pool, table, admin):

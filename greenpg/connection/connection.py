@@ -55,6 +55,8 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
     _last_statement: Any = None
     #: What a pool that resets sessions found when the connection was new.
     _initial_session: tuple[Any, ...] = ()
+    #: The server's part of the session has been reset by the last ride, or was not touched in it.
+    _is_session_clean = False
     #: The pool that has lent the connection, while it is lent.
     _pool: Any = None
     #: What goes under the classes of cursors; a log (sql_log.py) brings others.
@@ -161,20 +163,28 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
         """Commit a two-phase transaction, as psycopg2's. Suspends; interrupted, it does as `commit()`."""
         self._end_transaction("tpc_commit", *xid)
 
-    def _end_transaction(self, name: str, *args: Any, by_statement: bool = False) -> None:
-        """Call psycopg2's method of that name, or run the statement; note a COMMIT's outcome on what is raised."""
+    def _end_transaction(self, name: str, *args: Any, statement: str | None = None) -> bool:
+        """Call psycopg2's method of that name, or run the statement; note a COMMIT's outcome on what is raised.
+
+        False if the transaction has ended as asked, but something that the statement does after it has failed.
+        """
         if self._owner is not None:
             self._refuse_if_owned(name)
         self._call = name
         self._transactions_ended += 1
         outcome: str | None = COMMITTED
         try:
-            if by_statement:
-                self._control(name)
+            if statement is not None:
+                self._control(statement)
             else:
                 getattr(_connection, name)(self, *args)
+            return True
         except BaseException as error:
-            if isinstance(error, psycopg2.ProgrammingError | psycopg2.InterfaceError):
+            if statement is not None and self.get_transaction_status() == extensions.TRANSACTION_STATUS_INERROR:
+                # Another transaction is: the server drops what comes after a COMMIT that fails.
+                logger.warning("%s: what was to be done after the %s failed: %s", self, name, str(error).strip())
+                return False
+            if isinstance(error, psycopg2.ProgrammingError | psycopg2.InterfaceError) and error.pgcode is None:
                 outcome = None  # psycopg2 has refused to do it
             else:
                 outcome = UNKNOWN if self.closed else ROLLED_BACK

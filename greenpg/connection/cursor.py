@@ -47,8 +47,8 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
         conn = self.connection
         if conn._owner is not None:
             conn._refuse_if_owned("execute")
-        if conn._ride is not None and conn._ride.is_pending:
-            conn._ride.execute_first(self, query, vars)
+        ride = conn._ride
+        if ride is not None and ride.is_pending and ride.execute_first(self, query, vars):
             return
         conn._call = "execute"
         try:

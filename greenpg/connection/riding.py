@@ -29,6 +29,10 @@ _get_autocommit = _connection.autocommit.__get__
 _IDLE = extensions.TRANSACTION_STATUS_IDLE
 _INERROR = extensions.TRANSACTION_STATUS_INERROR
 
+#: A command that ends the transaction (or looks like one): if it's one of several, an error after it would leave the
+#: same state as one before BEGIN.
+_END_OF_TRANSACTION = re.compile(rb"(\A|;|\n|\*/)\s*(commit|end|rollback|abort|prepare\s+transaction)\b", re.IGNORECASE)
+
 #: What leaves nothing to be executed: white space, comments and semicolons.
 _NOTHING = re.compile(rb"(\s|;|--[^\n]*(\n|\Z)|/\*.*?\*/)*", re.DOTALL)
 
@@ -83,7 +87,15 @@ _DEFAULT = Characteristics(None, None, None)
 class Ride:
     """One transaction of greenpg's, from before its first statement to its end. At most one on a connection."""
 
-    __slots__ = ("_characteristics", "_conn", "_session_before", "_was_autocommit", "is_native", "is_pending")
+    __slots__ = (
+        "_characteristics",
+        "_conn",
+        "_session_before",
+        "_was_autocommit",
+        "is_native",
+        "is_pending",
+        "session_reset",
+    )
 
     def __init__(self, conn: Connection, characteristics: Characteristics = _DEFAULT) -> None:
         self._conn = conn
@@ -93,6 +105,8 @@ class Ride:
         self.is_pending = True
         #: The transaction is psycopg2's own.
         self.is_native = False
+        #: Set by a pool that wants it: statements that are sent along with its end, as a transaction of their own.
+        self.session_reset = ""
 
     def start(self) -> None:
         """Nothing is sent. The connection must not be in a transaction. Doesn't suspend."""
@@ -121,12 +135,15 @@ class Ride:
             conn._control("SELECT")
             del conn.notices[count:]
 
-    def execute_first(self, cur: Any, query: Any, vars: Any) -> None:
-        """`cur.execute(query, vars)`, with BEGIN in front. Suspends."""
+    def execute_first(self, cur: Any, query: Any, vars: Any) -> bool:
+        """`cur.execute(query, vars)`, with BEGIN in front. Suspends. False: it's left to psycopg2, nothing was sent."""
         conn = self._conn
         statement = cur.mogrify(query, vars)
         if not statement:
             _cursor.execute(cur, statement)  # raises; nothing is sent
+        if b";" in statement and _END_OF_TRANSACTION.search(statement):
+            self.go_native()
+            return False
         message = self._characteristics.begin + statement
         conn._call = "execute"
         try:
@@ -135,6 +152,7 @@ class Ride:
             self.is_pending = False
             if cur.statusmessage == "BEGIN" and _NOTHING.fullmatch(statement):
                 raise psycopg2.ProgrammingError("can't execute an empty query")
+            return True
         except psycopg2.Error as error:
             if self.is_pending and not conn.closed:
                 cur._hide_prefix(statement)
@@ -180,9 +198,17 @@ class Ride:
     def _end(self, conn: Connection, commit: bool) -> None:
         status = conn.get_transaction_status()
         if status == _IDLE and not self.is_native:
+            conn._is_session_clean = self.is_pending and bool(self.session_reset)
             return
         is_failed = status == _INERROR
-        conn._end_transaction("commit" if commit and not is_failed else "rollback", by_statement=not self.is_native)
+        name = "commit" if commit and not is_failed else "rollback"
+        if self.is_native:
+            conn._end_transaction(name)
+        elif not self.session_reset:
+            conn._end_transaction(name, statement=name)
+        else:
+            statement = f"{name};BEGIN ISOLATION LEVEL READ COMMITTED;{self.session_reset};COMMIT"
+            conn._is_session_clean = conn._end_transaction(name, statement=statement)
         if commit and is_failed:
             raise psycopg2.errors.InFailedSqlTransaction(
                 "the transaction was in error, so it has been rolled back instead of committed: an error of a "

@@ -23,6 +23,7 @@ from .observing import Observer
 from .opening import Opener
 from .parameters import check_connecting, check_not_negative, check_sizes, resetter
 from .returning import close_quietly
+from .sessions import SESSION_RESET, reset_session
 from .stats import Stats
 
 logger = logging.getLogger("greenpg.pool")
@@ -103,6 +104,7 @@ class BasePool(Notifying):
         self._configure = configure
         self._check = check
         self._reset = resetter(reset)
+        self._session_reset = SESSION_RESET if self._reset is reset_session else ""
         self._reconnect_failed = reconnect_failed
 
         self._trust = _TRUST if check is None else -1.0

@@ -67,7 +67,9 @@ class CursorContext:
         self._lent_at = conn._slot.lent_at
         try:
             if not conn.autocommit:
-                Ride(conn).start()
+                ride = Ride(conn)
+                ride.session_reset = self._pool._session_reset
+                ride.start()
             self._cursor = cursor = conn.cursor(cursor_factory=self._cursor_factory)
         except BaseException:
             self._pool.putconn(conn)
@@ -96,9 +98,10 @@ class CursorContext:
 class TransactionContext:
     """Lends a connection for a transaction block, `conn.transaction()`."""
 
-    __slots__ = ("_conn", "_lending", "_options", "_transaction")
+    __slots__ = ("_lending", "_options", "_pool", "_transaction")
 
     def __init__(self, pool: ConnectionPool, timeout: float | None, options: dict[str, Any]) -> None:
+        self._pool = pool
         self._lending = ConnectionContext(pool, timeout)
         self._options = options
         self._transaction: Any = None
@@ -108,6 +111,7 @@ class TransactionContext:
         try:
             self._transaction = conn.transaction(**self._options)
             self._transaction.__enter__()
+            conn._ride.session_reset = self._pool._session_reset
         except BaseException:
             self._lending.__exit__(*sys.exc_info())
             raise
