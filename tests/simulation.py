@@ -140,17 +140,17 @@ class SimulatedMutex:
 class SimulatedEvent:
     def __init__(self, hub):
         self._hub = hub
-        self._is_set = False
+        self.value = None
         self._wake = None
 
-    def set(self):
-        self._is_set = True
+    def set(self, value=True):
+        self.value = value
         if self._wake is not None:
             task, wait = self._wake
             self._hub.at(self._hub.now, lambda: self._hub.resume(task, wait))
 
     def wait(self, deadline=None):
-        if self._is_set:
+        if self.value is not None:
             return True
         task, wait = self._wake = self._hub.begin_wait()
         if deadline is not None:
@@ -159,7 +159,7 @@ class SimulatedEvent:
             self._hub.suspend()
         finally:
             self._wake = None
-        return self._is_set
+        return self.value is not None
 
 
 class SimulatedServer:

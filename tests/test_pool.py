@@ -110,7 +110,7 @@ def test_forgotten_pool_that_tries_to_connect_is_collected(tmp_path):
     del pool
     gc.collect()
     wait_until(lambda: ref() is None)
-    wait_until(lambda: not opener._resting)
+    wait_until(lambda: not opener.resting)
 
 
 # -- lending

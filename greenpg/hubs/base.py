@@ -42,7 +42,10 @@ class FdWaiter(Protocol):
 class Event(Protocol):
     """A one-shot signal with one waiter: the task that made it waits, any task of any thread sets it."""
 
-    def set(self) -> None:
+    #: What it was set to; None until then.
+    value: Any
+
+    def set(self, value: object = True) -> None:
         """Wake the waiter, now or when it comes to wait. Doesn't suspend; again is harmless."""
 
     def wait(self, deadline: float | None = None) -> bool:
@@ -85,7 +88,7 @@ class Hub(Protocol):
         """Run the function in a task of its own. It must not raise. Doesn't suspend."""
 
     def current(self) -> object:
-        """The running task, as something that can be compared and hashed."""
+        """The running task, as something that can be compared, by `is` as well, and hashed."""
 
     def describe(self, task: object) -> str:
         """The name of a task that `current()` gave, for a message."""

@@ -108,16 +108,16 @@ class _Doorbell:
 class EventletEvent:
     """Wakes its green thread through the hub of the green thread's own native thread."""
 
-    __slots__ = ("_doorbell", "_is_set", "_loop", "_task")
+    __slots__ = ("_doorbell", "_loop", "_task", "value")
 
     def __init__(self, loop: Any, doorbell: _Doorbell) -> None:
         self._loop = loop
         self._doorbell = doorbell
         self._task: Any = None
-        self._is_set = False
+        self.value: Any = None
 
-    def set(self) -> None:
-        self._is_set = True
+    def set(self, value: object = True) -> None:
+        self.value = value
         if self._task is None:
             return
         if _loop_if_exists() is self._loop:
@@ -133,9 +133,9 @@ class EventletEvent:
     def wait(self, deadline: float | None = None) -> bool:
         self._task = getcurrent()
         try:
-            while not self._is_set:
+            while self.value is None:
                 if not _switch_until(self._loop, deadline):
-                    return self._is_set
+                    return self.value is not None
             return True
         finally:
             self._task = None

@@ -108,6 +108,8 @@ class _Alarms:
     """The deadlines of a hub's events on one ticking timer: a timer for each of ten thousand waits would cost more than
     the waits. It ticks only while somebody waits, and that also keeps a loop from ending in which nothing else is
     going on, though another native thread may be about to set an event.
+
+    Most waits are over before a tick sees them, and have cost one append.
     """
 
     TICK = 0.01
@@ -115,82 +117,96 @@ class _Alarms:
     def __init__(self, hub: Any) -> None:
         self._loop = hub.loop
         self._timer = hub.loop.timer(self.TICK, self.TICK)
-        self._deadlines: dict[GeventEvent, float] = {}
+        self._is_ticking = False
+        #: Events whose waits have begun since the last tick.
+        self._new: list[GeventEvent] = []
+        #: Those that have been waited for since before.
+        self._known: set[GeventEvent] = set()
         self._earliest = math.inf
 
-    def add(self, event: GeventEvent, deadline: float) -> None:
-        self._deadlines[event] = deadline
-        if deadline < self._earliest:
-            self._earliest = deadline
-        if not self._timer.active:
+    def watch(self, event: GeventEvent) -> None:
+        """A wait for the event begins. It ends when the event has no task any more."""
+        self._new.append(event)
+        if not self._is_ticking:
+            self._is_ticking = True
             self._timer.start(self._tick)
 
-    def remove(self, event: GeventEvent) -> None:
-        self._deadlines.pop(event, None)
+    def forget(self, event: GeventEvent) -> None:
+        """The wait has ended: don't keep what a tick has seen."""
+        self._known.discard(event)
 
     def _tick(self) -> None:
-        if not self._deadlines:
+        new, self._new = self._new, []
+        for event in new:
+            if event.task is not None:
+                event.is_known = True
+                self._known.add(event)
+                if event.deadline < self._earliest:
+                    self._earliest = event.deadline
+        if not self._known:
             self._earliest = math.inf
+            self._is_ticking = False
             self._timer.stop()
             return
         now = time.monotonic()
         if now < self._earliest:
             return
-        for event in [event for event, deadline in self._deadlines.items() if deadline <= now]:
-            del self._deadlines[event]
+        for event in [event for event in self._known if event.deadline <= now]:
+            self._known.discard(event)
             event.is_late = True
-            self._loop.run_callback(event._wake)
-        self._earliest = min(self._deadlines.values(), default=math.inf)
-
-
-def _alarms_of(hub: Any) -> _Alarms:
-    try:
-        alarms: _Alarms = hub.greenpg_alarms
-    except AttributeError:
-        alarms = hub.greenpg_alarms = _Alarms(hub)
-    return alarms
+            self._loop.run_callback(event.wake)
+        self._earliest = min((event.deadline for event in self._known), default=math.inf)
 
 
 class GeventEvent:
-    """Wakes its greenlet through the loop of the greenlet's own thread. Late by up to a tick at its deadline."""
+    """Wakes its greenlet through the loop of the greenlet's own thread. Late by up to two ticks at its deadline."""
 
-    __slots__ = ("_hub", "_is_set", "_task", "is_late")
+    __slots__ = ("_hub", "_wakeup", "deadline", "is_known", "is_late", "task", "value")
 
     def __init__(self, hub: Any) -> None:
         self._hub = hub
-        self._task: Any = None
-        self._is_set = False
-        self.is_late = False
+        self._wakeup: Any = None
+        self.value: Any = None
+        #: The greenlet that waits.
+        self.task: Any = None
 
-    def set(self) -> None:
-        self._is_set = True
-        if self._task is None:
+    def set(self, value: object = True) -> None:
+        self.value = value
+        hub, task = self._hub, self.task
+        if task is None or self._wakeup is not None:
             return
-        if get_hub_if_exists() is self._hub:
-            self._hub.loop.run_callback(self._wake)
+        if get_hub_if_exists() is hub:
+            self._wakeup = hub.loop.run_callback(task.switch)
         else:
-            self._hub.loop.run_callback_threadsafe(self._wake)
+            hub.loop.run_callback_threadsafe(self.wake)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         # In the hub. The greenlet may have left (killed, timed out) since set(): then it must not be switched to.
-        if self._task is not None:
-            self._task.switch()
+        if self.task is not None:
+            self.task.switch()
 
     def wait(self, deadline: float | None = None) -> bool:
-        if self._is_set or (deadline is not None and deadline <= time.monotonic()):
-            return self._is_set
+        if self.value is not None or (deadline is not None and deadline <= time.monotonic()):
+            return self.value is not None
         hub = self._hub
-        alarms = _alarms_of(hub)
-        self.is_late = False
-        self._task = getcurrent()
-        alarms.add(self, math.inf if deadline is None else deadline)
+        self.deadline = math.inf if deadline is None else deadline
+        self.is_known = self.is_late = False
+        self.task = getcurrent()
         try:
-            while not (self._is_set or self.is_late):
+            alarms = hub.greenpg_alarms
+        except AttributeError:
+            alarms = hub.greenpg_alarms = _Alarms(hub)
+        alarms.watch(self)
+        try:
+            while self.value is None and not self.is_late:
                 hub.switch()
-            return self._is_set
+            return self.value is not None
         finally:
-            alarms.remove(self)
-            self._task = None
+            self.task = None
+            if self._wakeup is not None:
+                self._wakeup.stop()  # killed since set(): it must not be switched to any more
+            if self.is_known:
+                alarms.forget(self)
 
 
 def _native_hub() -> ThreadsHub:
@@ -231,7 +247,7 @@ class GeventHub:
         return self._natives.is_readable(fd)
 
     def event(self) -> Event:
-        hub = self._loop()
+        hub = get_hub_if_exists() or self._loop()
         return self._natives.event() if hub is None else GeventEvent(hub)
 
     def mutex(self) -> Any:

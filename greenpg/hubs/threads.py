@@ -78,29 +78,29 @@ class ThreadFdWaiter:
 class ThreadEvent:
     """A native lock, held from the start and released by `set()`."""
 
-    __slots__ = ("_is_set", "_lock")
+    __slots__ = ("_lock", "value")
 
     def __init__(self, lock: Any) -> None:
         self._lock = lock
-        self._is_set = False
+        self.value: Any = None
         lock.acquire()
 
-    def set(self) -> None:
-        self._is_set = True
+    def set(self, value: object = True) -> None:
+        self.value = value
         try:
             self._lock.release()
         except RuntimeError:  # released before
             pass
 
     def wait(self, deadline: float | None = None) -> bool:
-        if self._is_set:
+        if self.value is not None:
             return True
         if deadline is None:
             self._lock.acquire()
             return True
         while not self._lock.acquire(timeout=_remaining(deadline)):
             if time.monotonic() >= deadline:
-                return self._is_set
+                return self.value is not None
         return True
 
 
@@ -138,6 +138,8 @@ class ThreadsHub:
         self.sleep = sleep
         self._start_thread = start_thread
         self._get_ident = get_ident
+        #: One object for each number.
+        self._idents: dict[int, int] = {}
         self._getaddrinfo = getaddrinfo
 
     def is_monkey_patched(self) -> bool:
@@ -165,7 +167,8 @@ class ThreadsHub:
         threading.Thread(target=function, args=args, name=name, daemon=True).start()
 
     def current(self) -> object:
-        return self._get_ident()
+        ident = self._get_ident()
+        return self._idents.setdefault(ident, ident)
 
     def describe(self, task: object) -> str:
         for thread in threading.enumerate():

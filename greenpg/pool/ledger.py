@@ -20,12 +20,12 @@ Invariants (`check_invariants`), whenever the mutex is free:
 from __future__ import annotations
 
 import enum
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
-from .line import Line, Waiter
+from ..hubs import Event
 
 
 class SlotState(enum.IntEnum):  # whose hash is C's
@@ -101,7 +101,10 @@ class Ledger:
         self.idle: deque[Slot] = deque()
         self.opening: set[Slot] = set()
         self.resetting: set[Slot] = set()
-        self.line = Line()
+        #: Who waits, first come first served: O(1) to join, to serve the head, to leave from the middle. An event is
+        #: set once, to the slot that is handed over or to the exception to raise, by whoever takes it out of the line.
+        #: Not a dict: taking the first key again and again gets slow there.
+        self.line: OrderedDict[Event, None] = OrderedDict()
         self._size_when_shrunk = 0
 
     @property
@@ -149,11 +152,11 @@ class Ledger:
 
         False: it is neither wanted nor kept, and out of the table; the caller has to close it.
         """
-        assert LENT in TRANSITIONS[slot.state], slot.state
         if len(self.slots) > self.max_size:  # the pool was made smaller
             self.remove(slot)
             return False
         if slot.state is not LENT:
+            assert LENT in TRANSITIONS[slot.state], slot.state
             self.opening.discard(slot)
             self.resetting.discard(slot)
         if self.line and not self.is_paused:
@@ -169,9 +172,7 @@ class Ledger:
 
     def _hand_over(self, slot: Slot) -> None:
         slot.state = LENT
-        waiter = self.line.pop_head()
-        waiter.slot = slot
-        waiter.event.set()
+        self.line.popitem(last=False)[0].set(slot)
 
     def resume(self) -> None:
         """The pool isn't paused any more: lend what is idle to those who wait."""
@@ -179,18 +180,15 @@ class Ledger:
         while self.idle and self.line:
             self._hand_over(self.idle.popleft())
 
-    def leave_line(self, waiter: Waiter) -> Slot | None:
-        """The waiter goes. Returns what it has been handed already, which is then the caller's to pass on."""
-        self.line.leave(waiter)
-        slot, waiter.slot = waiter.slot, None
-        return slot
+    def leave_line(self, event: Event) -> Slot | None:
+        """The waiter goes. Returns what it has been handed already, which is then the caller's to use or to pass on."""
+        self.line.pop(event, None)
+        return event.value if isinstance(event.value, Slot) else None
 
     def fail_line(self, make_error: Callable[[], Exception]) -> None:
         """Send everybody who waits away, each with an error of his own."""
         while self.line:
-            waiter = self.line.pop_head()
-            waiter.error = make_error()
-            waiter.event.set()
+            self.line.popitem(last=False)[0].set(make_error())
 
     # -- slots
 

@@ -58,8 +58,10 @@ class Opener:
 
     def __init__(self, pool: BasePool) -> None:
         self._pool = weakref.ref(pool, lambda _: self.wake())
-        self._queue: deque[Slot] = deque()
-        self._resting: set[Event] = set()
+        #: Slots that nobody has begun to open.
+        self.queue: deque[Slot] = deque()
+        #: Workers that wait before they try again.
+        self.resting: set[Event] = set()
         self._last_failure = 0.0
         self._on_idle: list[Event] = []
         self.workers = 0
@@ -68,22 +70,22 @@ class Opener:
 
     def enqueue(self, slot: Slot) -> None:
         """[mutex] Open the slot, when `start_workers()` is called."""
-        self._queue.append(slot)
+        self.queue.append(slot)
 
     def hurry(self) -> None:
         """[mutex] A client is waiting: let the workers that rest try now, unless they have only just failed."""
-        if self._resting and time.monotonic() - self._last_failure >= _LONGEST_DELAY_WITH_CLIENTS:
+        if time.monotonic() - self._last_failure >= _LONGEST_DELAY_WITH_CLIENTS:
             self.wake()
 
     def wake(self) -> None:
-        while self._resting:
-            self._resting.pop().set()
+        while self.resting:
+            self.resting.pop().set()
 
     def stop(self, done: Event) -> list[Slot]:
         """[mutex] Returns the slots that nobody has begun to open; sets `done` when the workers have ended."""
         self.wake()
-        slots = list(self._queue)
-        self._queue.clear()
+        slots = list(self.queue)
+        self.queue.clear()
         if self.workers:
             self._on_idle.append(done)
         else:
@@ -93,9 +95,9 @@ class Opener:
     def start_workers(self) -> None:
         """Start as many tasks as there is work for. Called without the mutex."""
         pool = self._pool()
-        while pool is not None and self._queue:
+        while pool is not None and self.queue:
             with pool._mutex:
-                if not self._queue or self.workers >= pool.num_workers:
+                if not self.queue or self.workers >= pool.num_workers:
                     return
                 self.workers += 1
             try:
@@ -103,16 +105,16 @@ class Opener:
             except BaseException:
                 with pool._mutex:
                     self._end_worker()
-                    while self._queue:
-                        pool._ledger.remove(self._queue.popleft())
+                    while self.queue:
+                        pool._ledger.remove(self.queue.popleft())
                 raise
 
     # -- the workers' side
 
     def next_slot(self) -> Slot | None:
         """[mutex] The next slot to open; None: the worker is to end."""
-        if self._queue:
-            return self._queue.popleft()
+        if self.queue:
+            return self.queue.popleft()
         self._end_worker()
         return None
 
@@ -123,13 +125,13 @@ class Opener:
 
     def rest_until(self, event: Event, delay: float, clients_wait: bool) -> float:
         """[mutex] The worker is going to wait for the event, until the deadline that is returned."""
-        self._resting.add(event)
+        self.resting.add(event)
         self._last_failure = now = time.monotonic()
         return now + (min(delay, _LONGEST_DELAY_WITH_CLIENTS) if clients_wait else delay)
 
     def rest_is_over(self, event: Event) -> None:
         """[mutex]"""
-        self._resting.discard(event)
+        self.resting.discard(event)
 
     def abandon(self, slot: Slot, pool: BasePool) -> None:
         """[mutex] The worker was killed."""

@@ -160,8 +160,10 @@ class ConnectionPool(BasePool):
         self._stats.requests_num += 1
         if self._closed:
             self._open_if_needed()
-        with self._mutex:
-            slot = self._ledger.take()
+        slot = None
+        if self._ledger.idle:
+            with self._mutex:
+                slot = self._ledger.take()
         if slot is None:
             slot = wait_in_line(self, timeout)
         now = time.monotonic()

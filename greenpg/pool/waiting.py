@@ -7,11 +7,10 @@ import time
 from typing import TYPE_CHECKING
 
 from ..errors import PoolClosed, PoolTimeout, TooManyRequests
-from ..hubs import hub
-from .line import Waiter
+from ..hubs import Event, hub
+from .ledger import Ledger, Slot
 
 if TYPE_CHECKING:
-    from .ledger import Ledger, Slot
     from .pool import ConnectionPool
 
 logger = logging.getLogger("greenpg.pool")
@@ -20,14 +19,15 @@ logger = logging.getLogger("greenpg.pool")
 def wait_in_line(pool: ConnectionPool, timeout: float) -> Slot:
     """Wait until a connection is handed over, for at most `timeout` seconds. Suspends; raises what `getconn()` does."""
     started = time.monotonic()
-    waiter = Waiter(hub().event())
-    _join(pool, waiter, timeout)
+    event = hub().event()
+    _join(pool, event, timeout)
     try:
-        pool._opener.start_workers()
-        waiter.event.wait(started + timeout)
+        if pool._opener.queue:
+            pool._opener.start_workers()
+        event.wait(started + timeout)
     except BaseException:
         pool._stats.requests_errors += 1
-        slot = _leave(pool, waiter)
+        slot = _leave(pool, event)
         if slot is not None:  # handed over at the same moment
             pool._pass_on(slot)
         raise
@@ -36,30 +36,33 @@ def wait_in_line(pool: ConnectionPool, timeout: float) -> Slot:
         pool._stats.requests_wait_ms += waited * 1000.0
         if pool._observer is not None:
             pool._observer.waited(waited)
-    slot = waiter.slot or _leave(pool, waiter)  # whoever handed it over has taken the waiter out of the line
+    slot = event.value
+    if not isinstance(slot, Slot):
+        slot = _leave(pool, event)  # at the last moment, it may have been handed over all the same
     if slot is not None:
         return slot
     pool._stats.requests_errors += 1
-    raise waiter.error or timeout_error(pool, timeout)
+    raise event.value or timeout_error(pool, timeout)
 
 
-def _join(pool: ConnectionPool, waiter: Waiter, timeout: float) -> None:
+def _join(pool: ConnectionPool, event: Event, timeout: float) -> None:
     ledger = pool._ledger
     with pool._mutex:
-        if pool.closed:
+        if pool._closed:
             raise PoolClosed(f"the pool {pool.name!r} is already closed")
         slot = ledger.take()
         if slot is not None:  # another native thread returned it since the caller looked
-            waiter.slot = slot
-            waiter.event.set()
+            event.set(slot)
             return
         is_full = pool.max_waiting and len(ledger.line) >= pool.max_waiting
         if timeout and not is_full:
             pool._stats.requests_queued += 1
-            ledger.line.join(waiter)
-            pool._grow()
-            pool._opener.hurry()
-            may_deadlock = ledger.size >= ledger.max_size and _holds_one(ledger)
+            ledger.line[event] = None
+            if len(ledger.slots) < ledger.max_size:
+                pool._grow()
+            if pool._opener.resting:
+                pool._opener.hurry()
+            may_deadlock = len(ledger.slots) >= ledger.max_size and _holds_one(ledger)
         else:
             pool._stats.requests_errors += 1
             may_deadlock = False
@@ -82,14 +85,14 @@ def _join(pool: ConnectionPool, waiter: Waiter, timeout: float) -> None:
 def _holds_one(ledger: Ledger) -> bool:
     task = hub().current()
     for slot in ledger.slots:  # noqa: SIM110 - any() costs twice as much, and every request that waits comes here
-        if slot.holder == task:
+        if slot.holder is task:
             return True
     return False
 
 
-def _leave(pool: ConnectionPool, waiter: Waiter) -> Slot | None:
+def _leave(pool: ConnectionPool, event: Event) -> Slot | None:
     with pool._mutex:
-        return pool._ledger.leave_line(waiter)
+        return pool._ledger.leave_line(event)
 
 
 def timeout_error(pool: ConnectionPool, timeout: float) -> PoolTimeout:

@@ -9,24 +9,14 @@ from ..errors import WaitTimeout
 from ..hubs import Event, hub
 
 
-class _Place:
-    """A task's place in the line."""
-
-    __slots__ = ("event", "has_turn", "task")
-
-    def __init__(self, event: Event, task: object) -> None:
-        self.event = event
-        self.task = task
-        self.has_turn = False
-
-
 class Turns:
     """The turn is handed from task to task, so that nobody can overtake who waits for it."""
 
     def __init__(self) -> None:
         self._mutex = hub().mutex()
         self._holder: object | None = None
-        self._line: OrderedDict[_Place, None] = OrderedDict()
+        #: Event, set when it is the task's turn, and task.
+        self._line: OrderedDict[Event, object] = OrderedDict()
 
     @property
     def waiting_count(self) -> int:
@@ -39,7 +29,7 @@ class Turns:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         task = hub().current()
-        place = _Place(hub().event(), task)
+        event = hub().event()
         with self._mutex:
             holder = self._holder
             if holder is None:
@@ -48,16 +38,16 @@ class Turns:
             if holder == task:
                 raise RuntimeError("this task has the turn already: it would wait for itself for ever")
             if timeout != 0:
-                self._line[place] = None
+                self._line[event] = task
         if timeout == 0:
             raise WaitTimeout(f"{hub().describe(holder)} has the turn")
         try:
-            place.event.wait(deadline)
+            event.wait(deadline)
         except BaseException:
-            if self._leave(place):  # it was handed over at the same moment
+            if self._leave(event):  # it was handed over at the same moment
                 self.give_back()
             raise
-        if not self._leave(place):
+        if not self._leave(event):
             raise WaitTimeout(f"it was not this task's turn within {timeout:g} s: {self._describe()}")
 
     def give_back(self) -> None:
@@ -66,16 +56,14 @@ class Turns:
             if not self._line:
                 self._holder = None
                 return
-            place = self._line.popitem(last=False)[0]
-            place.has_turn = True
-            self._holder = place.task
-        place.event.set()
+            event, self._holder = self._line.popitem(last=False)
+            event.set()
 
-    def _leave(self, place: _Place) -> bool:
-        """Whether it is the place's turn; if not, it has left the line."""
+    def _leave(self, event: Event) -> bool:
+        """Whether it is the task's turn; if not, it has left the line."""
         with self._mutex:
-            self._line.pop(place, None)
-            return place.has_turn
+            self._line.pop(event, None)
+            return event.value is not None
 
     def _describe(self) -> str:
         holder = self._holder
