@@ -1,0 +1,107 @@
+"""Runs each peer in a process of its own, in interleaved rounds: A B C, A B C, ..."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .summary import Round
+
+# What a peer's process is to do. Not on its command line, where everybody on the machine would read the password.
+_ROUND_VARIABLE = "GREENPG_BENCHMARK_ROUND"
+_GRACE_SECONDS = 10.0
+
+
+class PeerFailed(Exception):
+    """The text says why."""
+
+
+@dataclass
+class Rounds:
+    measured: dict[str, list[Round]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Peer: why. One that failed in any round is left out altogether."""
+
+
+def run_rounds(
+    script: str,
+    peers: list[str],
+    number: int,
+    target: object,
+    sizes: Mapping[str, int],
+    *,
+    timeout: float,
+    tell: Callable[[str], object],
+) -> Rounds:
+    """Run `script --peer NAME` for each of the peers, `number` times, and collect what it prints.
+
+    `timeout`: seconds for one round of one peer; then its process is killed. `tell` gets a word about each round.
+    """
+    rounds = Rounds({peer: [] for peer in peers})
+    for index in range(number):
+        for peer in list(rounds.measured):
+            tell(f"round {index + 1} of {number}: {peer}")
+            try:
+                rounds.measured[peer].append(_run_peer(script, peer, target, sizes, timeout))
+            except PeerFailed as failure:
+                del rounds.measured[peer]
+                rounds.left_out[peer] = f"failed in round {index + 1}: {failure}"
+                tell(f"{peer} is left out, it {rounds.left_out[peer]}")
+    return rounds
+
+
+def _run_peer(script: str, peer: str, target: object, sizes: Mapping[str, int], timeout: float) -> Round:
+    order = json.dumps({"target": target, "sizes": sizes, "timeout": timeout})
+    process = subprocess.Popen(
+        [sys.executable, script, "--peer", peer],
+        env=os.environ | {_ROUND_VARIABLE: order},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that what it started ends with it
+    )
+    try:
+        output, errors = process.communicate(timeout=timeout + _GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise PeerFailed(f"it did not end within {timeout:g} s") from None
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+    if process.returncode:
+        raise PeerFailed(_last_words(errors) or f"exit status {process.returncode}")
+    try:
+        return json.loads(output.splitlines()[-1])
+    except (IndexError, ValueError):
+        raise PeerFailed(f"it printed no numbers: {output[-200:]!r}") from None
+
+
+def _last_words(errors: str) -> str:
+    """The error at the end of a traceback, or where a process hung that had its time."""
+    lines = [line for line in errors.splitlines() if line.strip()]
+    if lines and lines[0].startswith("Timeout ("):
+        return f"{lines[0]}; it was at {' '.join(line.strip() for line in lines[2:4])}"
+    return lines[-1].strip() if lines else ""
+
+
+def run_one_round(measure: Callable[[Any, dict[str, int]], Mapping], name: str, target: object, sizes: dict) -> None:
+    """In the peer's process: measure, and print the numbers. `target` and `sizes` are those given by hand, if the
+    process was not started by `run_rounds()`."""
+    if order := os.environ.get(_ROUND_VARIABLE):
+        given = json.loads(order)
+        target, sizes = given["target"], given["sizes"]
+        # Ends the process even if whoever started it is gone, and says where it hung.
+        faulthandler.dump_traceback_later(given["timeout"], exit=True)
+    numbers = measure(target, sizes)
+    is_flat = not any(isinstance(value, Mapping) for value in numbers.values())
+    print(json.dumps({name: numbers} if is_flat else numbers), flush=True)
