@@ -11,6 +11,7 @@ from harness import Aim, Bars, Benchmark, Latencies, Lines
 from peers import PEERS, open_pool
 
 CONNECTIONS, TASKS = 10, 100
+BARE, THREADS = "psycopg2-bare", "psycopg2-threads"
 
 ALONE = "acquire and release, no statement"
 AUTOCOMMIT = "one statement, autocommit"
@@ -30,16 +31,16 @@ def measure(name, dsn, sizes):
         found[AUTOCOMMIT] = pool.measure("one_statement", TASKS, loops)
         found[TRANSACTION] = pool.measure("one_transaction", TASKS, loops)
         found[FIVE] = pool.measure("five_statements", TASKS, max(1, loops // 4))
-        if name == "psycopg2-bare":
+        if name == BARE:
             return found  # it has one task only
         for tasks in (10, 1_000, 10_000):
-            if tasks <= sizes["most_tasks"] and not (name == "psycopg2-threads" and tasks == 10_000):
+            if tasks <= sizes["most_tasks"] and not (name == THREADS and tasks == 10_000):
                 found[crowd(tasks)] = pool.measure("one_statement", tasks, max(3, TASKS * loops // tasks // 2))
     return found
 
 
 BENCHMARK = Benchmark(
-    name="throughput",
+    __file__,
     title="100 tasks on 10 connections",
     description=(
         "`SELECT 1` and a fetch, by 100 tasks that share 10 connections unless said otherwise; a latency includes the "
@@ -50,10 +51,10 @@ BENCHMARK = Benchmark(
     sizes={"loops": 100, "most_tasks": 10_000},
     quick_sizes={"loops": 20, "most_tasks": 100},
     pictures=[
-        Bars("throughput", "per_second", [AUTOCOMMIT, TRANSACTION, FIVE], "100 tasks on 10 connections"),
+        Bars("speed", "per_second", [AUTOCOMMIT, TRANSACTION, FIVE], "100 tasks on 10 connections", left_out=[BARE]),
         Bars("cpu", "cpu_us", [AUTOCOMMIT, TRANSACTION, FIVE], "What an operation costs the client"),
         Bars("acquire", "us", [ALONE], "One task takes a connection and gives it back", is_log=True),
-        Latencies("latency", [AUTOCOMMIT, TRANSACTION], "100 tasks on 10 connections: waiting included"),
+        Latencies("latency", [AUTOCOMMIT, TRANSACTION], "100 tasks on 10 connections: the wait included", [BARE]),
         Lines(
             "tasks",
             "per_second",
@@ -67,7 +68,7 @@ BENCHMARK = Benchmark(
         Aim(AUTOCOMMIT, "per_second", "asyncpg-uvloop", at_least=2.3),
         Aim(AUTOCOMMIT, "per_second", "psycogreen", at_least=0.97),
         Aim(AUTOCOMMIT, "max_over_median", at_most=3),
-        Aim(AUTOCOMMIT, "cpu_us", "psycopg2-bare", at_most=1.2),
+        Aim(AUTOCOMMIT, "cpu_us", BARE, at_most=1.2),
         Aim(TRANSACTION, "per_second", "psycopg_pool", at_least=2.5),
         Aim(TRANSACTION, "per_second", "psycogreen", at_least=1.25),
         Aim(TRANSACTION, "per_second", "asyncpg-uvloop", at_least=2.2),

@@ -8,8 +8,8 @@ report.py      the Markdown table
 plots.py       the pictures
 """
 
-from .benchmark import Benchmark
+from .benchmark import Benchmark, CantRun
 from .plots import Bars, Latencies, Lines
 from .report import Aim
 
-__all__ = ["Aim", "Bars", "Benchmark", "Latencies", "Lines"]
+__all__ = ["Aim", "Bars", "Benchmark", "CantRun", "Latencies", "Lines"]

@@ -1,10 +1,9 @@
-"""Benchmark: what a script declares, and the command line that makes of it."""
+"""Benchmark: what a script declares, and the command line that this gives it."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,11 +15,15 @@ from typing import Any
 from peers import label, missing, needs
 
 from . import plots
-from .report import Aim, as_markdown
-from .rounds import run_one_round, run_rounds
+from .report import Aim, as_markdown, judged
+from .rounds import follow_order, is_ordered, print_numbers, run_rounds
 from .summary import OURS, rounded, summarize
 
 Measure = Callable[[Any, dict[str, int]], Mapping]
+
+
+class CantRun(Exception):
+    """The benchmark can't be run, for instance with this server; the text says why, and what to do."""
 
 
 @contextmanager
@@ -39,6 +42,8 @@ def server(dsn: str | None) -> Iterator[str]:
 class Benchmark:
     """One script: what its peers do, and how that is shown. At its end it calls `main()`.
 
+    `script`: its `__file__`; the name of the file is the benchmark's.
+
     `peers`: by name, a function that measures ONE round. It is called in a fresh process, which has imported neither
     psycopg2 nor gevent, with the target and the sizes, and returns {metric: number}, or {scenario: {metric: number}}.
     Names in `peers.PEERS` get their label and colour, and are left out if their packages aren't installed. A metric
@@ -51,10 +56,12 @@ class Benchmark:
     functions get as their target, which must go through JSON: a connection string, or a dict of some. Default: the
     user's, or that of a throw-away server.
 
+    `aims`: what is said of them is said of full runs only, not of `--quick` ones.
+
     `timeout`: seconds for one round of one peer.
     """
 
-    name: str
+    script: str
     title: str
     description: str
     peers: Mapping[str, Measure]
@@ -65,19 +72,27 @@ class Benchmark:
     target: Callable[[str | None], AbstractContextManager[Any]] = server
     timeout: float = 120.0
 
-    def main(self) -> int:
-        """Do what the command line says. Returns the exit status: 1 if greenpg was asked for and failed, or all did."""
-        options = self._parser().parse_args()
-        dsn = options.dsn or os.environ.get("GREENPG_DSN")
+    @property
+    def name(self) -> str:
+        return Path(self.script).stem
+
+    def main(self, arguments: Sequence[str] | None = None) -> int:
+        """Do what the command line (or `arguments`) says. Returns the exit status: 1 if greenpg was asked for and
+        failed, or all did."""
+        options = self._parser().parse_args(arguments)
         given = {name: value for name in self.sizes if (value := getattr(options, name)) is not None}
         sizes = {**self.sizes, **(self.quick_sizes if options.quick else {}), **given}
-        if options.peer:
-            run_one_round(self.peers[options.peer], self.name, dsn, sizes)
-            return 0
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers and peers are ended
         try:
-            document = self._run(dsn, options.peers, options.rounds, sizes)
-        except _CantRun as error:
+            if options.peer:
+                self._run_peer(self.peers[options.peer], options.dsn, sizes)
+                return 0
+            if options.json and not options.json.absolute().parent.is_dir():
+                raise CantRun(f"there is no directory for {options.json}")
+            document = self._run(options.dsn, options.peers, options.rounds, sizes)
+            if not options.quick:
+                document["aims"] = judged(self.aims, document["results"])
+        except CantRun as error:
             print(f"{self.name}: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
@@ -85,6 +100,16 @@ class Benchmark:
         self._write(document, options.json, options.output_dir)
         needed = [OURS] if OURS in options.peers else options.peers
         return 0 if any(peer in document["peers"] for peer in needed) else 1
+
+    def _run_peer(self, measure: Measure, dsn: str | None, sizes: dict[str, int]) -> None:
+        """One round in this process, which `run_rounds()` has started, or somebody by hand."""
+        if is_ordered():
+            follow_order(self.name, measure)
+        elif dsn is None:
+            raise CantRun("--peer needs a connection string")
+        else:
+            with self.target(dsn) as target:
+                print_numbers(self.name, measure(target, sizes))
 
     def _run(self, dsn: str | None, peers: list[str], rounds: int, sizes: dict[str, int]) -> dict:
         import psycopg2
@@ -102,12 +127,12 @@ class Benchmark:
             with self.target(dsn) as target:
                 one_dsn = next(iter(target.values())) if isinstance(target, dict) else target
                 environment = machine.describe(needs(present), one_dsn)
-                found = run_rounds(sys.argv[0], present, rounds, target, sizes, timeout=self.timeout, tell=_tell)
+                found = run_rounds(self.script, present, rounds, target, sizes, timeout=self.timeout, tell=_tell)
         except EmbeddedServerError as error:
-            raise _CantRun(f"{error}\nTo use a server of your own, give its connection string.") from error
+            raise CantRun(f"{error}\nTo use a server of your own, give its connection string.") from error
         except psycopg2.Error as error:
             where = masked_dsn(dsn) if dsn else "of its own"
-            raise _CantRun(f"can't use the database {where}: {str(error).strip()}") from error
+            raise CantRun(f"can't use the database {where}: {str(error).strip()}") from error
         return {
             "benchmark": self.name,
             "title": self.title,
@@ -117,28 +142,29 @@ class Benchmark:
             "peers": {peer: label(peer) for peer in found.measured},
             "left_out": not_installed | found.left_out,
             "environment": environment,
+            "aims": [],
+            "pictures": [],
             "results": rounded(summarize(found.measured)),
         }
 
     def _write(self, document: dict, json_file: Path | None, directory: Path | None) -> None:
-        drawn: list[str] = []
         if directory is not None:
             directory.mkdir(parents=True, exist_ok=True)
             try:
-                drawn = plots.draw(self.pictures, document, directory)
+                document["pictures"] = plots.draw(self.pictures, document, directory)
             except ImportError as error:
                 _tell(f"no pictures: {error}: pip install matplotlib")
-        page = as_markdown(document, self.aims, drawn)
+        page, data = as_markdown(document), json.dumps(document, ensure_ascii=False) + "\n"
         if directory is not None:
             (directory / f"{self.name}.md").write_text(page)
-            (directory / f"{self.name}.json").write_text(json.dumps(document, ensure_ascii=False) + "\n")
+            (directory / f"{self.name}.json").write_text(data)
         if json_file is not None:
-            json_file.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+            json_file.write_text(data)
         print(page)
 
     def _parser(self) -> argparse.ArgumentParser:
         parser = argparse.ArgumentParser(description=self.title)
-        parser.add_argument("dsn", nargs="?", help="connection string (default: $GREENPG_DSN, or a throw-away server)")
+        parser.add_argument("dsn", nargs="?", help="connection string (default: a throw-away server's)")
         parser.add_argument("--rounds", type=int, default=5, help="of each peer, interleaved (default: %(default)s)")
         parser.add_argument(
             "--peers", type=self._peer_names, default=list(self.peers), help=f"some of {','.join(self.peers)}"
@@ -159,10 +185,6 @@ class Benchmark:
         if unknown:
             raise argparse.ArgumentTypeError(f"no such peer: {', '.join(unknown)}; there are {', '.join(self.peers)}")
         return names
-
-
-class _CantRun(Exception):
-    """The text says why."""
 
 
 def _as_text(sizes: Mapping[str, int]) -> str:

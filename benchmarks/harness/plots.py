@@ -26,112 +26,37 @@ ROW_INCHES = 0.27
 
 @dataclass(frozen=True)
 class Bars:
-    """For each scenario the peers' medians of one metric, with the spread of the rounds."""
+    """For each scenario the peers' medians of one metric, with the spread of the rounds; without `left_out` peers."""
 
     name: str
     metric: str
     scenarios: Sequence[str]
     title: str
     is_log: bool = False
+    left_out: Sequence[str] = ()
 
     def draw(self, summary: Summary) -> Any:
-        from matplotlib import pyplot
-
-        scenarios = [scenario for scenario in self.scenarios if scenario in summary]
-        if not scenarios:
+        panels = _panels(summary, self.scenarios, self.metric, self.left_out)
+        if not panels:
             return None
-        counts = [len(self._peers(summary, scenario)) for scenario in scenarios]
-        figure, axes = pyplot.subplots(
-            len(scenarios),
-            figsize=(8, 0.6 + sum(counts) * ROW_INCHES + 0.75 * len(counts)),
-            height_ratios=counts,
-            sharex=True,
-            squeeze=False,
-            layout="constrained",
-        )
-        figure.suptitle(self.title, fontweight="bold")
-        for (axis,), scenario in zip(axes, scenarios, strict=True):
-            self._draw_scenario(axis, summary, scenario)
-        axes[-1][0].set_xlabel(METRICS.get(self.metric, self.metric) + (" (log scale)" if self.is_log else ""))
-        return figure
-
-    def _peers(self, summary: Summary, scenario: str) -> list[str]:
-        return [peer for peer, cells in summary[scenario].items() if self.metric in cells]
-
-    def _draw_scenario(self, axis: Any, summary: Summary, scenario: str) -> None:
-        peers = self._peers(summary, scenario)
-        if self.is_log:
-            axis.set_xscale("log")
-        for row, peer in enumerate(peers):
-            cell = summary[scenario][peer][self.metric]
-            middle, least, most = cell["median"], cell["min"], cell["max"]
-            axis.barh(row, middle, color=color(peer), height=0.74)
-            axis.errorbar(
-                middle, row, xerr=[[middle - least], [most - middle]], color="#222222", capsize=2.5, linewidth=0.9
-            )
-            axis.annotate(
-                number(middle),
-                (most, row),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                fontweight=_weight(peer),
-            )
-        _name_rows(axis, peers)
-        axis.set_title(scenario, loc="left")
-        axis.margins(x=0.12)
-        axis.grid(axis="x", color="#dddddd", linewidth=0.6)
-        axis.set_axisbelow(True)
-
-
-@dataclass(frozen=True)
-class Latencies:
-    """For each scenario and peer: p50, p99 and the longest, on a logarithmic scale."""
-
-    name: str
-    scenarios: Sequence[str]
-    title: str
-
-    def draw(self, summary: Summary) -> Any:
-        from matplotlib import pyplot
-
-        scenarios = [scenario for scenario in self.scenarios if scenario in summary]
-        if not scenarios:
-            return None
-        rows = [
-            [peer for peer, cells in summary[scenario].items() if "p99_ms" in cells and peer != "psycopg2-bare"]
-            for scenario in scenarios
-        ]
-        figure, axes = pyplot.subplots(
-            len(scenarios),
-            figsize=(8, 0.8 + sum(map(len, rows)) * ROW_INCHES + 0.75 * len(rows)),
-            height_ratios=[len(row) for row in rows],
-            sharex=True,
-            squeeze=False,
-            layout="constrained",
-        )
-        figure.suptitle(self.title, fontweight="bold")
-        for (axis,), scenario, peers in zip(axes, scenarios, rows, strict=True):
-            axis.set_xscale("log")
+        figure, axes = _figure(panels, self.title, self.is_log)
+        for axis, (scenario, peers) in zip(axes, panels.items(), strict=True):
             for row, peer in enumerate(peers):
-                cells = summary[scenario][peer]
-                p50, p99, longest = (cells[metric]["median"] for metric in ("p50_ms", "p99_ms", "max_ms"))
-                axis.plot([p50, longest], [row, row], color=color(peer), linewidth=3, solid_capstyle="butt", alpha=0.45)
-                for value, marker in zip((p50, p99, longest), MARKERS.values(), strict=True):
-                    axis.plot(value, row, marker, color=color(peer), markersize=7, markeredgewidth=2)
-            _name_rows(axis, peers)
-            axis.set_title(scenario, loc="left")
-            axis.grid(axis="x", color="#dddddd", linewidth=0.6)
-        axes[-1][0].set_xlabel("milliseconds (log scale)")
-        figure.legend(
-            handles=[
-                pyplot.Line2D([], [], color="#444444", marker=marker, linestyle="", markersize=7, label=name)
-                for name, marker in MARKERS.items()
-            ],
-            loc="outside lower center",
-            ncols=3,
-            frameon=False,
-        )
+                cell = summary[scenario][peer][self.metric]
+                middle, least, most = cell["median"], cell["min"], cell["max"]
+                axis.barh(row, middle, color=color(peer), height=0.74)
+                spread = [[middle - least], [most - middle]]
+                axis.errorbar(middle, row, xerr=spread, color="#222222", capsize=2.5, linewidth=0.9)
+                axis.annotate(
+                    number(middle),
+                    (most, row),
+                    xytext=(5, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontweight=_weight(peer),
+                )
+            axis.margins(x=0.12)
+        axes[-1].set_xlabel(METRICS.get(self.metric, self.metric) + (" (log scale)" if self.is_log else ""))
         return figure
 
 
@@ -139,8 +64,84 @@ MARKERS = {"p50": "o", "p99": "d", "longest": "|"}
 
 
 @dataclass(frozen=True)
+class Latencies:
+    """For each scenario and peer: the medians of p50_ms, p99_ms and max_ms, on a logarithmic scale."""
+
+    name: str
+    scenarios: Sequence[str]
+    title: str
+    left_out: Sequence[str] = ()
+
+    def draw(self, summary: Summary) -> Any:
+        from matplotlib import pyplot
+
+        panels = _panels(summary, self.scenarios, "p99_ms", self.left_out)
+        if not panels:
+            return None
+        figure, axes = _figure(panels, self.title, is_log=True)
+        for axis, (scenario, peers) in zip(axes, panels.items(), strict=True):
+            for row, peer in enumerate(peers):
+                cells = summary[scenario][peer]
+                p50, p99, longest = (cells[metric]["median"] for metric in ("p50_ms", "p99_ms", "max_ms"))
+                axis.plot([p50, longest], [row, row], color=color(peer), linewidth=3, solid_capstyle="butt", alpha=0.45)
+                for value, marker in zip((p50, p99, longest), MARKERS.values(), strict=True):
+                    axis.plot(value, row, marker, color=color(peer), markersize=7, markeredgewidth=2)
+        axes[-1].set_xlabel("milliseconds (log scale)")
+        handles = [
+            pyplot.Line2D([], [], color="#444444", marker=marker, linestyle="", markersize=7, label=name)
+            for name, marker in MARKERS.items()
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+        return figure
+
+
+def _panels(summary: Summary, scenarios: Sequence[str], metric: str, left_out: Sequence[str]) -> dict[str, list[str]]:
+    """The peers of each scenario that was measured."""
+    return {
+        scenario: [peer for peer, cells in summary[scenario].items() if metric in cells and peer not in left_out]
+        for scenario in scenarios
+        if scenario in summary
+    }
+
+
+def _figure(panels: dict[str, list[str]], title: str, is_log: bool) -> tuple[Any, Sequence[Any]]:
+    """A panel for each scenario, one below the other, on one x axis; a row for each peer, the first at the top."""
+    from matplotlib import pyplot
+
+    counts = [len(peers) for peers in panels.values()]
+    figure, axes = pyplot.subplots(
+        len(panels),
+        figsize=(8, 0.9 + sum(counts) * ROW_INCHES + 0.65 * len(panels)),
+        height_ratios=counts,
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    figure.suptitle(title, fontweight="bold")
+    for axis, (scenario, peers) in zip(axes[:, 0], panels.items(), strict=True):
+        if is_log:
+            axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(lambda value, _: number(value))
+        axis.set_title(scenario, loc="left")
+        axis.set_yticks(range(len(peers)), [label(peer) for peer in peers])
+        axis.set_ylim(len(peers) - 0.4, -0.6)
+        axis.tick_params(axis="y", length=0)
+        for tick, peer in zip(axis.get_yticklabels(), peers, strict=True):
+            tick.set_fontweight(_weight(peer))
+            tick.set_color(color(peer) if peer == OURS else "#222222")
+        axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axis.set_axisbelow(True)
+    return figure, axes[:, 0]
+
+
+def _weight(peer: str) -> str:
+    return "bold" if peer == OURS else "normal"
+
+
+@dataclass(frozen=True)
 class Lines:
-    """One metric by what grows: `scenarios` says which scenario belongs to which x. Both scales are logarithmic."""
+    """The medians of one metric by what grows, with the spread of the rounds: `scenarios` says which scenario belongs
+    to which x, whose scale is logarithmic."""
 
     name: str
     metric: str
@@ -154,7 +155,7 @@ class Lines:
         xs = [x for x, scenario in self.scenarios.items() if scenario in summary]
         if len(xs) < 2:
             return None
-        figure, axis = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+        figure, axis = pyplot.subplots(figsize=(8, 5.5), layout="constrained")
         figure.suptitle(self.title, fontweight="bold")
         for peer in summary[self.scenarios[xs[-1]]] | summary[self.scenarios[xs[0]]]:
             points = [
@@ -163,18 +164,19 @@ class Lines:
             if len(points) < 2:
                 continue
             own_xs, cells = zip(*points, strict=True)
-            axis.plot(
+            middles = [cell["median"] for cell in cells]
+            axis.errorbar(
                 own_xs,
-                [cell["median"] for cell in cells],
-                "o-",
+                middles,
+                [[cell["median"] - cell["min"] for cell in cells], [cell["max"] - cell["median"] for cell in cells]],
+                fmt="o-",
                 color=color(peer),
                 label=label(peer),
-                linewidth=2.8 if peer == OURS else 1.5,
+                linewidth=3 if peer == OURS else 1.5,
+                elinewidth=0.8,
+                capsize=3,
                 markersize=5,
                 zorder=3 if peer == OURS else 2,
-            )
-            axis.fill_between(
-                own_xs, [cell["min"] for cell in cells], [cell["max"] for cell in cells], color=color(peer), alpha=0.12
             )
         axis.set_xscale("log")
         axis.set_xticks(xs, [f"{x:,}" for x in xs])
@@ -184,7 +186,7 @@ class Lines:
         axis.set_xlabel(self.x_label)
         axis.set_ylabel(METRICS.get(self.metric, self.metric))
         axis.grid(color="#dddddd", linewidth=0.6)
-        figure.legend(loc="outside right upper", frameon=False)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
         return figure
 
 
@@ -208,17 +210,3 @@ def draw(pictures: Sequence[Picture], document: dict, directory: Path) -> list[s
                 pyplot.close(figure)
                 drawn.append(file)
     return drawn
-
-
-def _name_rows(axis: Any, peers: Sequence[str]) -> None:
-    """The first peer at the top."""
-    axis.set_yticks(range(len(peers)), [label(peer) for peer in peers])
-    axis.set_ylim(len(peers) - 0.4, -0.6)
-    axis.tick_params(axis="y", length=0)
-    for tick, peer in zip(axis.get_yticklabels(), peers, strict=True):
-        tick.set_fontweight(_weight(peer))
-        tick.set_color(color(peer) if peer == OURS else "#222222")
-
-
-def _weight(peer: str) -> str:
-    return "bold" if peer == OURS else "normal"

@@ -55,17 +55,27 @@ class Aim:
         return value >= self.at_least if self.at_least is not None else value <= self.at_most
 
 
-def as_markdown(document: dict, aims: Sequence[Aim], pictures: Sequence[str]) -> str:
+def judged(aims: Sequence[Aim], summary: Summary) -> list[dict]:
+    """What became of the aims, those left away that weren't measured."""
+    values = [(aim, aim.value(summary)) for aim in aims]
+    return [
+        {"aim": aim.text(), "measured": value, "is_met": aim.is_met_by(value)}
+        for aim, value in values
+        if value is not None
+    ]
+
+
+def as_markdown(document: dict) -> str:
     """The whole page of one benchmark."""
     parts = [
         f"# {document['title']}",
         document["description"],
         f"Rounds: {document['rounds']}, interleaved, each peer in a process of its own. The numbers are medians "
         "(lowest to highest). greenpg / peer is the ratio of the medians (lowest to highest of the rounds).",
-        "\n".join(f"![{picture}]({picture})" for picture in pictures),
-        _aims_table(document["results"], aims),
+        pictures(document),
+        aims_table(document["aims"]),
         *(_table(scenario, peers) for scenario, peers in document["results"].items()),
-        "\n".join(f"- left out: {label(peer)}: {reason}" for peer, reason in document["left_out"].items()),
+        left_out(document),
         as_text(document["environment"]),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -89,13 +99,20 @@ def _table(scenario: str, peers: dict[str, dict[str, Cell]]) -> str:
     return "\n".join(lines)
 
 
-def _aims_table(summary: Summary, aims: Sequence[Aim]) -> str:
-    rows = []
-    for aim in aims:
-        value = aim.value(summary)
-        if value is not None:
-            rows.append(f"| {aim.text()} | {value:.3g} | {'met' if aim.is_met_by(value) else '**missed**'} |")
-    return "\n".join(["| aim | measured | |", "|---|---:|---|", *rows]) if rows else ""
+def pictures(document: dict) -> str:
+    return "\n".join(f"![{file}]({file})" for file in document["pictures"])
+
+
+def aims_table(aims: Sequence[dict]) -> str:
+    """Of what `judged()` gives."""
+    if not aims:
+        return ""
+    rows = [f"| {aim['aim']} | {aim['measured']:.3g} | {'met' if aim['is_met'] else '**missed**'} |" for aim in aims]
+    return "\n".join(["| aim | measured | |", "|---|---:|---|", *rows])
+
+
+def left_out(document: dict) -> str:
+    return "\n".join(f"- left out: {label(peer)}: {reason}" for peer, reason in document["left_out"].items())
 
 
 def _spread(cell: Cell | None) -> str:

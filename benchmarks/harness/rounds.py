@@ -10,12 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .summary import Round
 
 # What a peer's process is to do. Not on its command line, where everybody on the machine would read the password.
-_ROUND_VARIABLE = "GREENPG_BENCHMARK_ROUND"
+_ORDER_VARIABLE = "GREENPG_BENCHMARK_ORDER"
 _GRACE_SECONDS = 10.0
 
 
@@ -58,10 +59,13 @@ def run_rounds(
 
 
 def _run_peer(script: str, peer: str, target: object, sizes: Mapping[str, int], timeout: float) -> Round:
+    import greenpg  # here, since the peer's process imports this module, too
+
     order = json.dumps({"target": target, "sizes": sizes, "timeout": timeout})
+    search_path = [str(Path(greenpg.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]  # the same greenpg
     process = subprocess.Popen(
         [sys.executable, script, "--peer", peer],
-        env=os.environ | {_ROUND_VARIABLE: order},
+        env=os.environ | {_ORDER_VARIABLE: order, "PYTHONPATH": os.pathsep.join(filter(None, search_path))},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -94,14 +98,22 @@ def _last_words(errors: str) -> str:
     return lines[-1].strip() if lines else ""
 
 
-def run_one_round(measure: Callable[[Any, dict[str, int]], Mapping], name: str, target: object, sizes: dict) -> None:
-    """In the peer's process: measure, and print the numbers. `target` and `sizes` are those given by hand, if the
-    process was not started by `run_rounds()`."""
-    if order := os.environ.get(_ROUND_VARIABLE):
-        given = json.loads(order)
-        target, sizes = given["target"], given["sizes"]
-        # Ends the process even if whoever started it is gone, and says where it hung.
-        faulthandler.dump_traceback_later(given["timeout"], exit=True)
-    numbers = measure(target, sizes)
+# -- in the peer's process
+
+
+def is_ordered() -> bool:
+    """Was this process started by `run_rounds()`?"""
+    return _ORDER_VARIABLE in os.environ
+
+
+def follow_order(name: str, measure: Callable[[Any, dict[str, int]], Mapping]) -> None:
+    order = json.loads(os.environ[_ORDER_VARIABLE])
+    # Ends the process even if whoever started it is gone, and says where it hung.
+    faulthandler.dump_traceback_later(order["timeout"], exit=True)
+    print_numbers(name, measure(order["target"], order["sizes"]))
+
+
+def print_numbers(name: str, numbers: Mapping) -> None:
+    """`numbers`: those of several scenarios, or of one, which then is called `name`."""
     is_flat = not any(isinstance(value, Mapping) for value in numbers.values())
     print(json.dumps({name: numbers} if is_flat else numbers), flush=True)

@@ -32,14 +32,14 @@ class Pool:
 
     # -- the same as BlockingPool's
 
-    def measure(self, operation, tasks, loops):
-        return self._loop.run_until_complete(self._measure(getattr(self, operation), tasks, loops))
+    def measure(self, operation, tasks, loops, *, warm_up=10):
+        return self._loop.run_until_complete(self._measure(getattr(self, operation), tasks, loops, warm_up))
 
-    def measure_alone(self, operation, times):
-        return self._loop.run_until_complete(self._measure_alone(getattr(self, operation), times))
+    def measure_alone(self, operation, times, *, warm_up=10):
+        return self._loop.run_until_complete(self._measure_alone(getattr(self, operation), times, warm_up))
 
-    async def _measure(self, work, tasks, loops):
-        await self._warm_up(work)
+    async def _measure(self, work, tasks, loops, warm_up):
+        await self._warm_up(work, warm_up)
         latencies = []
 
         async def loop():
@@ -54,16 +54,16 @@ class Pool:
             await asyncio.gather(*running)
         return clock.numbers(latencies)
 
-    async def _measure_alone(self, work, times):
-        await self._warm_up(work)
+    async def _measure_alone(self, work, times, warm_up):
+        await self._warm_up(work, warm_up)
         with Clock() as clock:
             for _ in range(times):
                 await work()
         return {"us": clock.seconds / times * 1e6, "cpu_us": clock.cpu_seconds / times * 1e6}
 
-    async def _warm_up(self, work):
+    async def _warm_up(self, work, loops):
         async def loop():
-            for _ in range(10):
+            for _ in range(loops):
                 check(await work())
 
         await asyncio.gather(*(loop() for _ in range(self.size)))

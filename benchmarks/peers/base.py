@@ -56,10 +56,13 @@ class BlockingPool:
         """Run `function()` in as many tasks at once; the clock runs from when all are there until all are done."""
         raise NotImplementedError
 
-    def measure(self, operation: str, tasks: int, loops: int) -> dict[str, float]:
-        """`tasks` tasks do the operation `loops` times each, after a warm-up. A latency includes the wait in line."""
+    def measure(self, operation: str, tasks: int, loops: int, *, warm_up: int = 10) -> dict[str, float]:
+        """`tasks` tasks do the operation `loops` times each; a latency includes the wait for a connection.
+
+        `warm_up`: how often `size` tasks do it before, without being measured.
+        """
         work = getattr(self, operation)
-        self._warm_up(work)
+        self._warm_up(work, warm_up)
         latencies: list[float] = []
 
         def loop() -> None:
@@ -71,18 +74,18 @@ class BlockingPool:
 
         return self.run_tasks(tasks, loop).numbers(latencies)
 
-    def measure_alone(self, operation: str, times: int) -> dict[str, float]:
+    def measure_alone(self, operation: str, times: int, *, warm_up: int = 10) -> dict[str, float]:
         """The operation again and again in one task, uncontended."""
         work = getattr(self, operation)
-        self._warm_up(work)
+        self._warm_up(work, warm_up)
         with Clock() as clock:
             for _ in range(times):
                 work()
         return {"us": clock.seconds / times * 1e6, "cpu_us": clock.cpu_seconds / times * 1e6}
 
-    def _warm_up(self, work: Callable[[], Any]) -> None:
+    def _warm_up(self, work: Callable[[], Any], loops: int) -> None:
         def loop() -> None:
-            for _ in range(10):
+            for _ in range(loops):
                 check(work())
 
         self.run_tasks(self.size, loop)
