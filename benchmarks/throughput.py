@@ -29,13 +29,13 @@ def measure(name, dsn, sizes):
         if hasattr(pool, "acquire_release"):
             found[ALONE] = pool.measure_alone("acquire_release", 20 * loops)
         found[AUTOCOMMIT] = pool.measure("one_statement", TASKS, loops)
-        found[TRANSACTION] = pool.measure("one_transaction", TASKS, loops)
-        found[FIVE] = pool.measure("five_statements", TASKS, max(1, loops // 4))
+        found[TRANSACTION] = pool.measure("one_transaction", TASKS, max(1, loops // 2))
+        found[FIVE] = pool.measure("five_statements", TASKS, max(1, loops // 5))
         if name == BARE:
             return found  # it has one task only
         for tasks in (10, 1_000, 10_000):
             if tasks <= sizes["most_tasks"] and not (name == THREADS and tasks == 10_000):
-                found[crowd(tasks)] = pool.measure("one_statement", tasks, max(3, TASKS * loops // tasks // 2))
+                found[crowd(tasks)] = pool.measure("one_statement", tasks, max(3, TASKS * loops // tasks // 3))
     return found
 
 

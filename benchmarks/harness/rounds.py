@@ -91,7 +91,7 @@ def _run_peer(script: str, peer: str, target: object, sizes: Mapping[str, int], 
 
 
 def _last_words(errors: str) -> str:
-    """The error at the end of a traceback, or where a process hung that had its time."""
+    """The error that ended a peer, or where it hung when its time was over."""
     lines = [line for line in errors.splitlines() if line.strip()]
     if lines and lines[0].startswith("Timeout ("):
         return f"{lines[0]}; it was at {' '.join(line.strip() for line in lines[2:4])}"
@@ -110,7 +110,11 @@ def follow_order(name: str, measure: Callable[[Any, dict[str, int]], Mapping]) -
     order = json.loads(os.environ[_ORDER_VARIABLE])
     # Ends the process even if whoever started it is gone, and says where it hung.
     faulthandler.dump_traceback_later(order["timeout"], exit=True)
-    print_numbers(name, measure(order["target"], order["sizes"]))
+    try:
+        print_numbers(name, measure(order["target"], order["sizes"]))
+    except Exception as error:
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        os._exit(1)  # a library that complains at the exit would have the last word
 
 
 def print_numbers(name: str, numbers: Mapping) -> None:
