@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def _run_peer(script: str, peer: str, target: object, sizes: Mapping[str, int], 
 
     order = json.dumps({"target": target, "sizes": sizes, "timeout": timeout})
     search_path = [str(Path(greenpg.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]  # the same greenpg
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, script, "--peer", peer],
         env=os.environ | {_ORDER_VARIABLE: order, "PYTHONPATH": os.pathsep.join(filter(None, search_path))},
         stdin=subprocess.DEVNULL,
@@ -71,17 +72,14 @@ def _run_peer(script: str, peer: str, target: object, sizes: Mapping[str, int], 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # so that what it started ends with it
-    )
-    try:
-        output, errors = process.communicate(timeout=timeout + _GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise PeerFailed(f"it did not end within {timeout:g} s") from None
-    finally:
+    ) as process:
         try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        process.wait()
+            output, errors = process.communicate(timeout=timeout + _GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise PeerFailed(f"it did not end within {timeout:g} s") from None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     if process.returncode:
         raise PeerFailed(_last_words(errors) or f"exit status {process.returncode}")
     try:

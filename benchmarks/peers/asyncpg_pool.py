@@ -101,5 +101,7 @@ def address(dsn):
         parameters["database"] = parameters.pop("dbname")
     if "sslmode" in parameters:
         parameters["ssl"] = parameters.pop("sslmode")
+    if "hostaddr" in parameters:
+        parameters["host"] = parameters.pop("hostaddr")
     known = ("host", "port", "user", "password", "database", "ssl")
     return {name: parameters[name] for name in known if name in parameters}
