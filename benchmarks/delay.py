@@ -78,7 +78,7 @@ BENCHMARK = Benchmark(
         "trip is 2 ms or 10 ms and a little: what psycopg2 alone takes for a statement in autocommit."
     ),
     peers={name: partial(measure, name) for name in PEERS},
-    sizes={"times": 30, "loops": 3},
+    sizes={"times": 30, "loops": 6},
     quick_sizes={"times": 10, "loops": 1},
     target=behind_proxies,
     pictures=[
