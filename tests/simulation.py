@@ -199,6 +199,7 @@ class SimulatedConnection:
         self.closed = 0
         self.is_dead = False
         self._ride = None
+        self._hides_autocommit = False
         self._last_statement = None
         self.autocommit = False
 

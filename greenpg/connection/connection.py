@@ -69,6 +69,8 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
     #: The transaction block of greenpg's that it is in, and all of them, nested ones included.
     _ride: Ride | None = None
     _has_session_settings = False
+    #: Autocommit is off for the user, but on underneath: see riding.py.
+    _hides_autocommit = False
 
     rollback = guarded_method(_connection, "rollback", ends_transaction=True, in_block=forbid_inside)
     reset = guarded_method(_connection, "reset", ends_transaction=True, in_block=forbid_inside)
@@ -90,13 +92,14 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
     @property
     def autocommit(self) -> bool:
         """As psycopg2's; False in a transaction block."""
-        return self._ride is None and bool(_get_autocommit(self))
+        return self._ride is None and not self._hides_autocommit and bool(_get_autocommit(self))
 
     @autocommit.setter
     def autocommit(self, value: bool) -> None:
         self._refuse_if_owned("autocommit = ")
         if self._ride is not None:
             settle_before(self, "autocommit")
+        self._hides_autocommit = False
         _set_autocommit(self, value)
 
     @property

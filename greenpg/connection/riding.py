@@ -3,6 +3,9 @@
 psycopg2 sends BEGIN by itself, and waits for the answer. Where greenpg owns the transaction the connection is in
 autocommit underneath, and the first `execute()` sends "BEGIN;" and the statement in one message. What can't be done
 faithfully in this way (a server-side cursor, tpc_begin, session settings, COPY first) is left to psycopg2's own BEGIN.
+
+Turning autocommit on and off costs more than the rest of a ride, so a pool leaves it on between rides, hidden from the
+user, until somebody wants the connection for other things: `hide_autocommit()`, `show_autocommit()`.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ _cursor = extensions.cursor
 _get_status = _connection.status.__get__
 _set_autocommit = _connection.autocommit.__set__
 _get_autocommit = _connection.autocommit.__get__
+_statusmessage: Any = _cursor.statusmessage.__get__
 
 _IDLE = extensions.TRANSACTION_STATUS_IDLE
 _INERROR = extensions.TRANSACTION_STATUS_INERROR
@@ -84,6 +88,28 @@ def _checked_isolation_level(level: int | str | None) -> str | None:
 _DEFAULT = Characteristics(None, None, None)
 
 
+def hide_autocommit(conn: Any) -> bool:
+    """Turn autocommit on underneath, where it's off. Doesn't suspend.
+
+    False, and nothing is changed, if the connection has session settings: they make psycopg2 talk to the server when
+    autocommit changes. The connection must not be in a transaction.
+    """
+    if conn._has_session_settings:
+        return False
+    if not _get_autocommit(conn):
+        _set_autocommit(conn, True)
+        conn._hides_autocommit = True
+    return True
+
+
+def show_autocommit(conn: Any) -> None:
+    """Take `hide_autocommit()` back. Doesn't suspend."""
+    if conn._hides_autocommit:
+        conn._hides_autocommit = False
+        if not conn.closed:
+            _set_autocommit(conn, False)
+
+
 class Ride:
     """One transaction of greenpg's, from before its first statement to its end. At most one on a connection."""
 
@@ -113,7 +139,7 @@ class Ride:
         conn = self._conn
         self._was_autocommit = _get_autocommit(conn)
         conn._ride = self
-        if conn._has_session_settings:  # they make psycopg2 talk to the server when autocommit changes
+        if conn._has_session_settings:  # see hide_autocommit()
             self.go_native()
         elif not self._was_autocommit:
             _set_autocommit(conn, True)
@@ -123,6 +149,8 @@ class Ride:
         if self.is_native:
             return
         conn = self._conn
+        if conn._hides_autocommit:
+            self._was_autocommit = conn._hides_autocommit = False
         _set_autocommit(conn, False)
         self.is_native = True
         if self.is_pending:
@@ -150,7 +178,7 @@ class Ride:
             _cursor.execute(cur, message)
             cur._hide_prefix(statement)
             self.is_pending = False
-            if cur.statusmessage == "BEGIN" and _NOTHING.fullmatch(statement):
+            if _statusmessage(cur) == "BEGIN" and _NOTHING.fullmatch(statement):
                 raise psycopg2.ProgrammingError("can't execute an empty query")
             return True
         except psycopg2.Error as error:

@@ -7,7 +7,7 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ..connection.riding import Ride
+from ..connection.riding import Ride, hide_autocommit, show_autocommit
 from .healing import note_error
 from .returning import IDLE_STATUS
 
@@ -30,6 +30,7 @@ class ConnectionContext:
     def __enter__(self) -> Any:
         self._conn = conn = self._pool._lend(self._timeout)
         self._lent_at = conn._slot.lent_at
+        show_autocommit(conn)
         return conn
 
     def __exit__(
@@ -66,7 +67,8 @@ class CursorContext:
         self._conn = conn = self._pool._lend(self._timeout)
         self._lent_at = conn._slot.lent_at
         try:
-            if not conn.autocommit:
+            if conn._hides_autocommit or not conn.autocommit:
+                hide_autocommit(conn)
                 ride = Ride(conn)
                 ride.session_reset = self._pool._session_reset
                 ride.start()
@@ -109,6 +111,8 @@ class TransactionContext:
     def __enter__(self) -> Any:
         conn = self._lending.__enter__()
         try:
+            if not conn.autocommit:
+                hide_autocommit(conn)
             self._transaction = conn.transaction(**self._options)
             self._transaction.__enter__()
             conn._ride.session_reset = self._pool._session_reset

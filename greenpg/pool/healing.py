@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 
+from ..connection.riding import show_autocommit
 from ..hubs import hub
 from .ledger import Slot
 from .opening import Backoff
@@ -61,6 +62,7 @@ def _is_healthy(pool: ConnectionPool, slot: Slot) -> bool:
             ping(conn)
             slot.is_suspect = False
         if pool._check is not None:
+            show_autocommit(conn)
             pool._check(conn)
     except Exception as error:
         logger.warning("pool %r: discarding a connection that failed its check: %s", pool.name, str(error).strip())

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ..connection.riding import show_autocommit
 from ..hubs import hub
 from .base import BasePool
 from .contexts import ConnectionContext, CursorContext, TransactionContext
@@ -145,6 +146,7 @@ class ConnectionPool(BasePool):
         since.
         """
         conn = self._lend(timeout)
+        show_autocommit(conn)
         slot: Slot = conn._slot
         frame = sys._getframe(1)
         slot.taken_at = (frame.f_code, frame.f_lineno)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg2 import extensions
 
+from ..connection.riding import show_autocommit
 from .sessions import reset_session
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _roll_back(conn: Any) -> None:
     if conn._ride is not None:  # returned inside its block
         conn._ride.end(commit=False)
         conn._transactions.clear()
-    elif conn.autocommit:  # somebody executed a BEGIN, which psycopg2 doesn't know of
+    elif conn.autocommit or conn._hides_autocommit:  # somebody executed a BEGIN, which psycopg2 doesn't know of
         with conn.cursor() as cur:
             cur.execute("ROLLBACK")
     else:
@@ -112,6 +113,8 @@ def _roll_back(conn: Any) -> None:
 def _reset(pool: BasePool, conn: Any) -> bool:
     assert pool._reset is not None
     try:
+        if pool._reset is not reset_session or pool._configure is not None:
+            show_autocommit(conn)
         pool._reset(conn)
         if pool._reset is reset_session and pool._configure is not None:
             pool._configure(conn)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg2
 import psycopg2.errors
-from psycopg2 import extensions
 
+from ..connection.riding import hide_autocommit
 from ..hubs import hub
 from .healing import note_error
 
@@ -24,9 +24,6 @@ T = TypeVar("T")
 _REPEATABLE = (psycopg2.errors.SerializationFailure, psycopg2.errors.DeadlockDetected)
 _FIRST_DELAY = 0.005
 _LONGEST_DELAY = 1.0
-
-_connection: Any = extensions.connection
-_set_autocommit = _connection.autocommit.__set__
 
 
 def run_repeatedly(pool: ConnectionPool, function: Callable[[Any], T], attempts: int, **transaction: Any) -> T:
@@ -54,21 +51,29 @@ def run_one_shot(
     """One statement, committed by itself, in one round trip."""
     conn = pool._lend(timeout)
     try:
+        if conn._hides_autocommit or hide_autocommit(conn):
+            return _run_one_shot(conn, query, vars, fetch, cursor_factory)
         was_autocommit = conn.autocommit
-        if not was_autocommit:
-            conn.autocommit = True
+        conn.autocommit = True
         try:
-            with conn.cursor(cursor_factory=cursor_factory) as cur:
-                cur.execute(query, vars)
-                return fetch(cur)
+            return _run_one_shot(conn, query, vars, fetch, cursor_factory)
         finally:
-            if not was_autocommit and not conn.closed:
-                _set_autocommit(conn, False)
+            if not conn.closed:
+                conn.autocommit = was_autocommit
     except psycopg2.Error as error:
         note_error(pool, conn, error)
         raise
     finally:
         pool.putconn(conn)
+
+
+def _run_one_shot(conn: Any, query: Any, vars: Any, fetch: Callable[[Any], T], cursor_factory: Any) -> T:
+    cur = conn.cursor(cursor_factory=cursor_factory)
+    try:
+        cur.execute(query, vars)
+        return fetch(cur)
+    finally:
+        cur.close()
 
 
 def first_value(cur: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 
+from ..connection.riding import show_autocommit
 from ..errors import ConnectionInUse
 from ..hubs import hub
 from .contexts import finish_transaction
@@ -115,6 +116,7 @@ class Stream:
         self._has_begun = True
         self._conn = conn = self._pool._lend(self._timeout)
         self._lent_at = conn._slot.lent_at
+        show_autocommit(conn)
         if conn.autocommit:  # a cursor lives in a transaction
             conn.autocommit = False
             self._resets_autocommit = True
