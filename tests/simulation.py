@@ -141,6 +141,7 @@ class SimulatedEvent:
     def __init__(self, hub):
         self._hub = hub
         self.value = None
+        self.on_delay = None
         self._wake = None
 
     def set(self, value=True):
@@ -152,6 +153,8 @@ class SimulatedEvent:
     def wait(self, deadline=None):
         if self.value is not None:
             return True
+        if self.on_delay is not None:
+            self.on_delay(None)
         task, wait = self._wake = self._hub.begin_wait()
         if deadline is not None:
             self._hub.at(deadline, lambda: self._hub.resume(task, wait))

@@ -29,6 +29,7 @@ logger = logging.getLogger("greenpg.connection")
 
 _connection = extensions.connection
 _descriptors: Any = extensions.connection
+_new_cursor: Any = _connection.cursor
 _get_status = _descriptors.status.__get__
 _get_autocommit = _descriptors.autocommit.__get__
 _set_autocommit = _descriptors.autocommit.__set__
@@ -295,8 +296,10 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
     ) -> Any:
         """A cursor, as psycopg2's: of `cursor_factory`, or else the connection's, with greenpg's methods under it."""
         factory = cursor_factory or self.cursor_factory
+        if factory is None and name is None:
+            return _new_cursor(self, None, self._client_cursor)
         green = self._client_cursor if name is None else self._server_cursor
         if factory is not None and is_replication_cursor(factory):
             green = ReplicationCursor
         factory = green if factory is None else compose(factory, green)
-        return _connection.cursor(self, name, factory, withhold, scrollable)
+        return _new_cursor(self, name, factory, withhold, scrollable)

@@ -103,7 +103,7 @@ def hide_autocommit(conn: Any) -> bool:
 
 
 def show_autocommit(conn: Any) -> None:
-    """Take `hide_autocommit()` back. Doesn't suspend."""
+    """Take `hide_autocommit()` back, where it has been done. Doesn't suspend."""
     if conn._hides_autocommit:
         conn._hides_autocommit = False
         if not conn.closed:
@@ -221,7 +221,8 @@ class Ride:
                 self._end(conn, commit)
         finally:
             conn._ride = None
-            self._restore(conn)
+            if self.is_native or not self._was_autocommit:
+                self._restore(conn)
 
     def _end(self, conn: Connection, commit: bool) -> None:
         status = conn.get_transaction_status()

@@ -96,20 +96,21 @@ def make_wait_callback(wait_hub: Hub) -> Callable[[Any], None]:
             while True:
                 state = poll()
                 if state == _READ:
-                    is_in_time = waiter.wait_read(deadline)
+                    if waiter.wait_read(deadline):
+                        continue
                 elif state == _OK:
                     if conn._file_copy is None or not conn._file_copy.run(conn, waiter, deadline):
                         return None
-                    is_in_time = True
+                    continue
                 elif state == _WRITE:
-                    is_in_time = waiter.wait_write(deadline)
+                    if waiter.wait_write(deadline):
+                        continue
                 else:
                     raise psycopg2.OperationalError(f"unexpected result of poll(): {state!r}")
-                if not is_in_time:
-                    # Before giving up, the socket is looked at once more: the answer may be there.
-                    if poll() == _OK and conn._file_copy is None:
-                        return None
-                    raise conn._deadlines.exceeded()
+                # Before giving up, the socket is looked at once more: the answer may be there.
+                if poll() == _OK and conn._file_copy is None:
+                    return None
+                raise conn._deadlines.exceeded()
         except DeadlineExceeded as exception:
             interrupt(conn, waiter, exception)
         except psycopg2.Error:

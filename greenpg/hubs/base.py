@@ -44,6 +44,9 @@ class Event(Protocol):
 
     #: What it was set to; None until then.
     value: Any
+    #: Called if the wait takes longer than a moment (20 ms; some hubs don't wait for that): with the waiting task, or
+    #: in it and with None. It must not suspend.
+    on_delay: Callable[[object], object] | None
 
     def set(self, value: object = True) -> None:
         """Wake the waiter, now or when it comes to wait. Doesn't suspend; again is harmless."""
@@ -88,7 +91,7 @@ class Hub(Protocol):
         """Run the function in a task of its own. It must not raise. Doesn't suspend."""
 
     def current(self) -> object:
-        """The running task, as something that can be compared, by `is` as well, and hashed."""
+        """The running task, as something that can be compared and hashed."""
 
     def describe(self, task: object) -> str:
         """The name of a task that `current()` gave, for a message."""

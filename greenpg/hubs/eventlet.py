@@ -108,13 +108,14 @@ class _Doorbell:
 class EventletEvent:
     """Wakes its green thread through the hub of the green thread's own native thread."""
 
-    __slots__ = ("_doorbell", "_loop", "_task", "value")
+    __slots__ = ("_doorbell", "_loop", "_task", "on_delay", "value")
 
     def __init__(self, loop: Any, doorbell: _Doorbell) -> None:
         self._loop = loop
         self._doorbell = doorbell
         self._task: Any = None
         self.value: Any = None
+        self.on_delay: Callable[[object], object] | None = None
 
     def set(self, value: object = True) -> None:
         self.value = value
@@ -132,6 +133,8 @@ class EventletEvent:
 
     def wait(self, deadline: float | None = None) -> bool:
         self._task = getcurrent()
+        if self.on_delay is not None and self.value is None:
+            self.on_delay(None)
         try:
             while self.value is None:
                 if not _switch_until(self._loop, deadline):

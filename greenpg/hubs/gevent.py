@@ -32,6 +32,9 @@ def _switch_until(hub: Any, task: Any, deadline: float) -> bool:
         timer.close()
 
 
+_NO_HUB: Any = object()
+
+
 class GeventFdWaiter:
     """Keeps the loop's io watchers of one descriptor; gevent's own wait_read() makes a new one for each wait."""
 
@@ -39,7 +42,7 @@ class GeventFdWaiter:
 
     def __init__(self, fd: int, hub: Any, natives: ThreadsHub) -> None:
         self._fd = fd
-        self._hub = hub
+        self._hub = _NO_HUB if hub is None else hub
         self._reader: Any = None
         self._writer: Any = None
         self._natives = natives
@@ -49,7 +52,7 @@ class GeventFdWaiter:
 
     def wait_read(self, deadline: float | None = None) -> bool:
         hub = get_hub_if_exists()
-        if hub is not self._hub or hub is None:
+        if hub is not self._hub:
             return self._elsewhere(hub).wait_read(deadline)
         watcher = self._reader
         if watcher is None:
@@ -68,7 +71,7 @@ class GeventFdWaiter:
 
     def wait_write(self, deadline: float | None = None) -> bool:
         hub = get_hub_if_exists()
-        if hub is not self._hub or hub is None:
+        if hub is not self._hub:
             return self._elsewhere(hub).wait_write(deadline)
         watcher = self._writer
         if watcher is None:
@@ -117,96 +120,99 @@ class _Alarms:
     def __init__(self, hub: Any) -> None:
         self._loop = hub.loop
         self._timer = hub.loop.timer(self.TICK, self.TICK)
-        self._is_ticking = False
-        #: Events whose waits have begun since the last tick.
-        self._new: list[GeventEvent] = []
-        #: Those that have been waited for since before.
-        self._known: set[GeventEvent] = set()
         self._earliest = math.inf
+        self.is_ticking = False
+        #: Events whose waits have begun since the last tick.
+        self.new: list[GeventEvent] = []
+        #: Those that have been waited for since before.
+        self.known: set[GeventEvent] = set()
 
-    def watch(self, event: GeventEvent) -> None:
-        """A wait for the event begins. It ends when the event has no task any more."""
-        self._new.append(event)
-        if not self._is_ticking:
-            self._is_ticking = True
-            self._timer.start(self._tick)
-
-    def forget(self, event: GeventEvent) -> None:
-        """The wait has ended: don't keep what a tick has seen."""
-        self._known.discard(event)
+    def start(self) -> None:
+        self.is_ticking = True
+        self._timer.start(self._tick)
 
     def _tick(self) -> None:
-        new, self._new = self._new, []
+        new, self.new = self.new, []
         for event in new:
             if event.task is not None:
-                event.is_known = True
-                self._known.add(event)
-                if event.deadline < self._earliest:
-                    self._earliest = event.deadline
-        if not self._known:
+                self._get_to_know(event)
+        if not self.known:
             self._earliest = math.inf
-            self._is_ticking = False
+            self.is_ticking = False
             self._timer.stop()
             return
         now = time.monotonic()
         if now < self._earliest:
             return
-        for event in [event for event in self._known if event.deadline <= now]:
-            self._known.discard(event)
-            event.is_late = True
+        for event in [event for event in self.known if event.deadline <= now]:
+            event.deadline = OVER
             self._loop.run_callback(event.wake)
-        self._earliest = min((event.deadline for event in self._known), default=math.inf)
+        self._earliest = min((event.deadline for event in self.known if event.deadline is not OVER), default=math.inf)
+
+    def _get_to_know(self, event: GeventEvent) -> None:
+        self.known.add(event)
+        if event.deadline < self._earliest:
+            self._earliest = event.deadline
+        if event.on_delay is not None:
+            event.on_delay(event.task)
+
+
+#: Instead of a deadline that has passed.
+OVER = 0.0
 
 
 class GeventEvent:
     """Wakes its greenlet through the loop of the greenlet's own thread. Late by up to two ticks at its deadline."""
 
-    __slots__ = ("_hub", "_wakeup", "deadline", "is_known", "is_late", "task", "value")
+    __slots__ = ("_hub", "_wakeup", "deadline", "on_delay", "task", "value")
 
     def __init__(self, hub: Any) -> None:
         self._hub = hub
-        self._wakeup: Any = None
-        self.value: Any = None
         #: The greenlet that waits.
-        self.task: Any = None
+        self.task = self.value = self.on_delay = self._wakeup = None  # type: Any
 
     def set(self, value: object = True) -> None:
         self.value = value
-        hub, task = self._hub, self.task
+        task = self.task
         if task is None or self._wakeup is not None:
             return
+        hub = self._hub
         if get_hub_if_exists() is hub:
             self._wakeup = hub.loop.run_callback(task.switch)
         else:
             hub.loop.run_callback_threadsafe(self.wake)
 
     def wake(self) -> None:
-        # In the hub. The greenlet may have left (killed, timed out) since set(): then it must not be switched to.
+        # In the hub. The greenlet may have left (killed, timed out) meanwhile: then it must not be switched to.
         if self.task is not None:
             self.task.switch()
 
     def wait(self, deadline: float | None = None) -> bool:
-        if self.value is not None or (deadline is not None and deadline <= time.monotonic()):
-            return self.value is not None
+        if self.value is not None:
+            return True
+        if deadline is None:
+            deadline = math.inf
+        elif deadline <= time.monotonic():
+            return False
         hub = self._hub
-        self.deadline = math.inf if deadline is None else deadline
-        self.is_known = self.is_late = False
-        self.task = getcurrent()
         try:
             alarms = hub.greenpg_alarms
         except AttributeError:
             alarms = hub.greenpg_alarms = _Alarms(hub)
-        alarms.watch(self)
+        self.deadline = deadline
+        self.task = getcurrent()
+        alarms.new.append(self)
+        if not alarms.is_ticking:
+            alarms.start()
         try:
-            while self.value is None and not self.is_late:
+            while self.value is None and self.deadline is not OVER:
                 hub.switch()
             return self.value is not None
         finally:
             self.task = None
+            alarms.known.discard(self)
             if self._wakeup is not None:
-                self._wakeup.stop()  # killed since set(): it must not be switched to any more
-            if self.is_known:
-                alarms.forget(self)
+                self._wakeup.stop()  # if it's killed after set(), it must not be switched to any more
 
 
 def _native_hub() -> ThreadsHub:

@@ -78,11 +78,12 @@ class ThreadFdWaiter:
 class ThreadEvent:
     """A native lock, held from the start and released by `set()`."""
 
-    __slots__ = ("_lock", "value")
+    __slots__ = ("_lock", "on_delay", "value")
 
     def __init__(self, lock: Any) -> None:
         self._lock = lock
         self.value: Any = None
+        self.on_delay: Callable[[object], object] | None = None
         lock.acquire()
 
     def set(self, value: object = True) -> None:
@@ -95,6 +96,8 @@ class ThreadEvent:
     def wait(self, deadline: float | None = None) -> bool:
         if self.value is not None:
             return True
+        if self.on_delay is not None:
+            self.on_delay(None)
         if deadline is None:
             self._lock.acquire()
             return True
@@ -138,8 +141,6 @@ class ThreadsHub:
         self.sleep = sleep
         self._start_thread = start_thread
         self._get_ident = get_ident
-        #: One object for each number.
-        self._idents: dict[int, int] = {}
         self._getaddrinfo = getaddrinfo
 
     def is_monkey_patched(self) -> bool:
@@ -167,8 +168,7 @@ class ThreadsHub:
         threading.Thread(target=function, args=args, name=name, daemon=True).start()
 
     def current(self) -> object:
-        ident = self._get_ident()
-        return self._idents.setdefault(ident, ident)
+        return self._get_ident()
 
     def describe(self, task: object) -> str:
         for thread in threading.enumerate():

@@ -197,6 +197,7 @@ class BasePool(Notifying):
             if self._closed:
                 return
             self._closed = True
+            self._ledger.keeps_idle = False
             idle = self._ledger.remove_idle()
             for slot in self._opener.stop(done):
                 self._ledger.remove(slot)
@@ -253,11 +254,7 @@ class BasePool(Notifying):
     def _pass_on(self, slot: Slot) -> None:
         """A usable connection: to the head of the line, or to the idle ones."""
         with self._mutex:
-            if self._closed:
-                self._ledger.remove(slot)
-                is_wanted = False
-            else:
-                is_wanted = self._ledger.give(slot)
+            is_wanted = self._ledger.give(slot)
         if not is_wanted:
             close_quietly(slot.conn)
 
@@ -271,11 +268,8 @@ class BasePool(Notifying):
             slot.opened_at = now
             slot.expires_at = now + lifetime
             slot.trusted_until = now + self._trust
-            if self._closed:
-                self._ledger.remove(slot)
-                is_wanted = False
-            else:
-                is_wanted = self._ledger.give(slot)
+            is_wanted = self._ledger.give(slot)
+            if not self._closed:
                 self._grow()
             if self._is_filled():
                 while self._filled:

@@ -30,19 +30,21 @@ class ConnectionContext:
     def __enter__(self) -> Any:
         self._conn = conn = self._pool._lend(self._timeout)
         self._lent_at = conn._slot.lent_at
-        show_autocommit(conn)
+        if conn._hides_autocommit:
+            show_autocommit(conn)
         return conn
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        conn, self._conn = self._conn, None
+        conn = self._conn
         if conn._slot.lent_at != self._lent_at:
             return  # the block has returned it, and it may be somebody else's by now
         if exc is not None:
             note_error(self._pool, conn, exc)
         try:
-            finish_transaction(conn, exc_type)
+            if conn.get_transaction_status() != IDLE_STATUS:
+                finish_transaction(conn, exc_type)
         finally:
             # Killed in the commit or not: the pool looks at the connection's state and does what is needed.
             self._pool.putconn(conn)
@@ -68,7 +70,8 @@ class CursorContext:
         self._lent_at = conn._slot.lent_at
         try:
             if conn._hides_autocommit or not conn.autocommit:
-                hide_autocommit(conn)
+                if not conn._hides_autocommit:
+                    hide_autocommit(conn)
                 ride = Ride(conn)
                 ride.session_reset = self._pool._session_reset
                 ride.start()

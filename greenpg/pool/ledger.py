@@ -160,7 +160,8 @@ class Ledger:
             self.opening.discard(slot)
             self.resetting.discard(slot)
         if self.line and not self.is_paused:
-            self._hand_over(slot)
+            slot.state = LENT
+            self.line.popitem(last=False)[0].set(slot)
         elif self.keeps_idle:
             slot.state = IDLE
             self.idle.append(slot)
@@ -170,15 +171,11 @@ class Ledger:
             return False
         return True
 
-    def _hand_over(self, slot: Slot) -> None:
-        slot.state = LENT
-        self.line.popitem(last=False)[0].set(slot)
-
     def resume(self) -> None:
         """The pool isn't paused any more: lend what is idle to those who wait."""
         self.is_paused = False
         while self.idle and self.line:
-            self._hand_over(self.idle.popleft())
+            self.give(self.idle.popleft())
 
     def leave_line(self, event: Event) -> Slot | None:
         """The waiter goes. Returns what it has been handed already, which is then the caller's to use or to pass on."""

@@ -23,11 +23,14 @@ from .parameters import check_not_negative
 from .returning import IDLE_STATUS, clean_up, close_quietly
 from .running import first_value, run_one_shot, run_repeatedly
 from .streaming import Stream
-from .waiting import wait_in_line
+from .waiting import report_if_holder, wait_in_line
 
 T = TypeVar("T")
 
 logger = logging.getLogger("greenpg.pool")
+
+_ROWCOUNT = operator.attrgetter("rowcount")
+_FETCHONE, _FETCHALL = operator.methodcaller("fetchone"), operator.methodcaller("fetchall")
 
 
 class ConnectionPool(BasePool):
@@ -103,20 +106,20 @@ class ConnectionPool(BasePool):
 
     def execute(self, query: Any, vars: Any = None, *, timeout: float | None = None) -> int:
         """Run one statement, committed by itself, in one round trip. Returns the number of rows. Suspends."""
-        rows: int = run_one_shot(self, query, vars, operator.attrgetter("rowcount"), None, timeout)
+        rows: int = run_one_shot(self, query, vars, _ROWCOUNT, None, timeout)
         return rows
 
     def fetchone(
         self, query: Any, vars: Any = None, *, cursor_factory: Any = None, timeout: float | None = None
     ) -> Any:
         """The first row of a statement that is committed by itself, None if there is none. One round trip. Suspends."""
-        return run_one_shot(self, query, vars, operator.methodcaller("fetchone"), cursor_factory, timeout)
+        return run_one_shot(self, query, vars, _FETCHONE, cursor_factory, timeout)
 
     def fetchall(
         self, query: Any, vars: Any = None, *, cursor_factory: Any = None, timeout: float | None = None
     ) -> list[Any]:
         """All rows of a statement that is committed by itself. One round trip. Suspends."""
-        return run_one_shot(self, query, vars, operator.methodcaller("fetchall"), cursor_factory, timeout)
+        return run_one_shot(self, query, vars, _FETCHALL, cursor_factory, timeout)
 
     def fetchval(self, query: Any, vars: Any = None, *, timeout: float | None = None) -> Any:
         """The first column of the first row, None if there is none. One round trip. Suspends."""
@@ -162,10 +165,10 @@ class ConnectionPool(BasePool):
         self._stats.requests_num += 1
         if self._closed:
             self._open_if_needed()
-        slot = None
-        if self._ledger.idle:
+        ledger, slot = self._ledger, None
+        if ledger.idle:
             with self._mutex:
-                slot = self._ledger.take()
+                slot = ledger.take()
         if slot is None:
             slot = wait_in_line(self, timeout)
         now = time.monotonic()
@@ -181,6 +184,9 @@ class ConnectionPool(BasePool):
             self._keeper.note_stack(slot)
         return conn
 
+    def _on_delay(self, task: object | None) -> None:
+        report_if_holder(self, task)
+
     def putconn(self, conn: Any) -> None:
         """Give a borrowed connection back; an open transaction is rolled back, a broken connection replaced.
 
@@ -191,10 +197,9 @@ class ConnectionPool(BasePool):
             raise ValueError(self._not_ours(conn))
         slot: Slot = conn._slot
         now = time.monotonic()
-        held = now - slot.lent_at
-        self._stats.usage_ms += held * 1000.0
+        self._stats.usage_ms += (now - slot.lent_at) * 1000.0
         if self._observer is not None:
-            self._observer.held(held)
+            self._observer.held(now - slot.lent_at)
         conn._pool = slot.holder = None
         slot.lent_at = 0.0
         slot.trusted_until = now + self._trust
@@ -202,8 +207,7 @@ class ConnectionPool(BasePool):
             slot.forget_holder()
             slot.forget_holder = None
         if (
-            not conn.closed
-            and conn.get_transaction_status() == IDLE_STATUS
+            conn.get_transaction_status() == IDLE_STATUS  # so it isn't closed, either
             and now < slot.expires_at
             and self._reset is None
             and conn._ride is None

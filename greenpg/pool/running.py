@@ -51,29 +51,23 @@ def run_one_shot(
     """One statement, committed by itself, in one round trip."""
     conn = pool._lend(timeout)
     try:
-        if conn._hides_autocommit or hide_autocommit(conn):
-            return _run_one_shot(conn, query, vars, fetch, cursor_factory)
-        was_autocommit = conn.autocommit
-        conn.autocommit = True
+        was_autocommit = conn._hides_autocommit or hide_autocommit(conn) or conn.autocommit
+        if not was_autocommit:
+            conn.autocommit = True
         try:
-            return _run_one_shot(conn, query, vars, fetch, cursor_factory)
+            cur = conn.cursor(None, cursor_factory)
+            cur.execute(query, vars)
+            result = fetch(cur)
+            cur.close()
+            return result
         finally:
-            if not conn.closed:
-                conn.autocommit = was_autocommit
+            if not was_autocommit and not conn.closed:
+                conn.autocommit = False
     except psycopg2.Error as error:
         note_error(pool, conn, error)
         raise
     finally:
         pool.putconn(conn)
-
-
-def _run_one_shot(conn: Any, query: Any, vars: Any, fetch: Callable[[Any], T], cursor_factory: Any) -> T:
-    cur = conn.cursor(cursor_factory=cursor_factory)
-    try:
-        cur.execute(query, vars)
-        return fetch(cur)
-    finally:
-        cur.close()
 
 
 def first_value(cur: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import PoolClosed, PoolTimeout, TooManyRequests
 from ..hubs import Event, hub
-from .ledger import Ledger, Slot
+from .ledger import Slot
 
 if TYPE_CHECKING:
     from .pool import ConnectionPool
@@ -20,9 +20,9 @@ def wait_in_line(pool: ConnectionPool, timeout: float) -> Slot:
     """Wait until a connection is handed over, for at most `timeout` seconds. Suspends; raises what `getconn()` does."""
     started = time.monotonic()
     event = hub().event()
-    _join(pool, event, timeout)
+    has_grown = _join(pool, event, timeout)
     try:
-        if pool._opener.queue:
+        if has_grown:
             pool._opener.start_workers()
         event.wait(started + timeout)
     except BaseException:
@@ -36,45 +36,36 @@ def wait_in_line(pool: ConnectionPool, timeout: float) -> Slot:
         pool._stats.requests_wait_ms += waited * 1000.0
         if pool._observer is not None:
             pool._observer.waited(waited)
-    slot = event.value
-    if not isinstance(slot, Slot):
-        slot = _leave(pool, event)  # at the last moment, it may have been handed over all the same
+    if event.value.__class__ is Slot:
+        return event.value
+    slot = _leave(pool, event)  # at the last moment, it may have been handed over all the same
     if slot is not None:
         return slot
     pool._stats.requests_errors += 1
     raise event.value or timeout_error(pool, timeout)
 
 
-def _join(pool: ConnectionPool, event: Event, timeout: float) -> None:
+def _join(pool: ConnectionPool, event: Event, timeout: float) -> bool:
+    """Get in line, unless a connection is free after all. True: there are slots to be opened now."""
     ledger = pool._ledger
     with pool._mutex:
         if pool._closed:
             raise PoolClosed(f"the pool {pool.name!r} is already closed")
-        slot = ledger.take()
-        if slot is not None:  # another native thread returned it since the caller looked
+        if ledger.idle and (slot := ledger.take()):  # another native thread returned it since the caller looked
             event.set(slot)
-            return
+            return False
         is_full = pool.max_waiting and len(ledger.line) >= pool.max_waiting
         if timeout and not is_full:
             pool._stats.requests_queued += 1
             ledger.line[event] = None
-            if len(ledger.slots) < ledger.max_size:
-                pool._grow()
             if pool._opener.resting:
                 pool._opener.hurry()
-            may_deadlock = len(ledger.slots) >= ledger.max_size and _holds_one(ledger)
-        else:
-            pool._stats.requests_errors += 1
-            may_deadlock = False
-    if may_deadlock:
-        logger.warning(
-            "pool %r: probable deadlock: %s holds a connection and waits for another one, and all %d are taken",
-            pool.name,
-            hub().describe(hub().current()),
-            ledger.size,
-        )
-    if timeout and not is_full:
-        return
+            if len(ledger.slots) < ledger.max_size:
+                pool._grow()
+                return True
+            event.on_delay = pool._on_delay
+            return False
+        pool._stats.requests_errors += 1
     if is_full:
         raise TooManyRequests(
             f"the pool {pool.name!r} has already {pool.max_waiting} requests waiting, which is its max_waiting"
@@ -82,12 +73,17 @@ def _join(pool: ConnectionPool, event: Event, timeout: float) -> None:
     raise timeout_error(pool, timeout)
 
 
-def _holds_one(ledger: Ledger) -> bool:
-    task = hub().current()
-    for slot in ledger.slots:  # noqa: SIM110 - any() costs twice as much, and every request that waits comes here
-        if slot.holder is task:
-            return True
-    return False
+def report_if_holder(pool: ConnectionPool, task: object | None) -> None:
+    """Does the task (None: the running one), which has waited for a moment, hold a connection? Doesn't suspend."""
+    ledger, task = pool._ledger, task or hub().current()
+    if len(ledger.slots) >= ledger.max_size and any(slot.holder == task for slot in list(ledger.slots)):
+        hub().spawn(  # logging may suspend
+            logger.warning,
+            "pool %r: probable deadlock: %s holds a connection and waits for another one, and all %d are taken",
+            pool.name,
+            hub().describe(task),
+            ledger.size,
+        )
 
 
 def _leave(pool: ConnectionPool, event: Event) -> Slot | None:
