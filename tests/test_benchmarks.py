@@ -206,3 +206,12 @@ def test_delay_proxy(server):
         conn.close()
         process = proxy._process
     assert process.poll() is not None
+
+
+def test_proxy_that_is_slow_to_connect(server):
+    parameters = extensions.parse_dsn(server.tcp_dsn)
+    with DelayProxy(parameters["host"], parameters["port"], delay_ms=0, connect_delay_ms=100) as proxy:
+        start = time.monotonic()
+        conn = psycopg2.connect(extensions.make_dsn(server.tcp_dsn, port=proxy.port))
+        assert time.monotonic() - start >= 0.1
+        conn.close()
