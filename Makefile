@@ -35,10 +35,6 @@ check: $(VENV)/check  ## ruff, mypy --strict, and who imports whom
 
 bench: $(VENV)/bench  ## the benchmarks, peers and greenpg in one run, into benchmarks/results
 	$(BIN)/python benchmarks/run.py
-	$(BIN)/python benchmarks/spike.py
-	$(BIN)/python benchmarks/bulk_copy.py
-	$(BIN)/python benchmarks/executemany.py
-	$(BIN)/python benchmarks/fetchall.py
 
 clean:  ## remove what make has made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

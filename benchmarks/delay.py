@@ -7,11 +7,10 @@ Through a proxy of our own (delay_proxy.py); a DSN has to be one of TCP.
 """
 
 import sys
-from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from delay_proxy import DelayProxy
-from harness import Aim, Bars, Benchmark, CantRun
+from delayed_server import behind_proxies
+from harness import Aim, Bars, Benchmark
 from peers import open_pool
 
 CONNECTIONS, TASKS, DELAYS_MS = 10, 100, (1, 5)
@@ -33,28 +32,6 @@ OPERATIONS = {"one statement, autocommit": "one_statement", "one statement in a 
 
 def scenario(what, delay_ms, tasks):
     return f"{what}, {delay_ms} ms each way, {tasks} task{'s' if tasks > 1 else ''}"
-
-
-@contextmanager
-def behind_proxies(dsn):
-    """A connection string for each delay."""
-    from psycopg2.extensions import make_dsn, parse_dsn
-
-    with ExitStack() as stack:
-        if dsn is None:
-            from greenpg import embedded
-
-            server = stack.enter_context(embedded.Server(settings={"max_connections": 200}, port=0))
-            dsn = server.tcp_dsn
-        parameters = parse_dsn(dsn)
-        host, port = parameters.get("hostaddr") or parameters.get("host", "/"), parameters.get("port", 5432)
-        if host.startswith("/") or "," in host:
-            raise CantRun(f"this needs the DSN of one host by TCP, this is {host}")
-        dsns = {}
-        for delay_ms in DELAYS_MS:
-            proxy = stack.enter_context(DelayProxy(host, port, delay_ms))
-            dsns[str(delay_ms)] = make_dsn(dsn, hostaddr="127.0.0.1", port=proxy.port)
-        yield dsns
 
 
 def measure(name, dsns, sizes):
@@ -80,7 +57,7 @@ BENCHMARK = Benchmark(
     peers={name: partial(measure, name) for name in PEERS},
     sizes={"times": 30, "loops": 6},
     quick_sizes={"times": 10, "loops": 1},
-    target=behind_proxies,
+    target=partial(behind_proxies, {str(delay_ms): {"delay_ms": delay_ms} for delay_ms in DELAYS_MS}),
     pictures=[
         Bars(f"{delay_ms}ms-{tasks}", metric, [scenario(what, delay_ms, tasks) for what in OPERATIONS], title)
         for delay_ms in DELAYS_MS

@@ -4,7 +4,8 @@
         ...  # proxy.port: a round trip takes 2 ms more
 
 What arrives is noted with the time at which it is due, so one piece's delay doesn't add to the next one's, and the
-bandwidth stays what it was. It runs in a process of its own, which ends with the block, or with this process.
+bandwidth stays what it was. `connect_delay_ms` holds back what comes first through a new connection, as a server does
+that is slow to start a session. It runs in a process of its own, which ends with the block, or with this process.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from collections import deque
 
 
 class DelayProxy:
-    def __init__(self, host: str, port: int | str, delay_ms: float) -> None:
-        self._arguments = [host, str(port), str(delay_ms)]
+    def __init__(self, host: str, port: int | str, delay_ms: float, connect_delay_ms: float = 0) -> None:
+        self._arguments = [host, str(port), str(delay_ms), str(connect_delay_ms)]
 
     def __enter__(self) -> DelayProxy:
         self._process = subprocess.Popen(
@@ -45,8 +46,8 @@ class DelayProxy:
 class Direction:
     """What came in at one socket and is to go out at the other."""
 
-    def __init__(self, source: socket.socket, sink: socket.socket) -> None:
-        self.source, self.sink = source, sink
+    def __init__(self, source: socket.socket, sink: socket.socket, opens_at: float) -> None:
+        self.source, self.sink, self.opens_at = source, sink, opens_at
         self.late: deque[tuple[float, bytes]] = deque()
         """What is under way, with the time at which it is due; b"" is the end."""
         self.unsent = b""
@@ -59,7 +60,7 @@ class Direction:
             return
         except OSError:
             data = b""
-        self.late.append((due, data))
+        self.late.append((max(due, self.opens_at), data))
         self.has_ended = not data
 
     def send(self, now: float) -> bool:
@@ -78,7 +79,7 @@ class Direction:
         return True
 
 
-def serve(host: str, port: int, delay: float) -> None:
+def serve(host: str, port: int, delay: float, connect_delay: float) -> None:
     """Until stdin ends."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=500)
     print(listener.getsockname()[1], flush=True)
@@ -99,7 +100,7 @@ def serve(host: str, port: int, delay: float) -> None:
                 for one, other in ((client, server), (server, client)):
                     one.setblocking(False)
                     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    directions[one] = Direction(one, other)
+                    directions[one] = Direction(one, other, now + connect_delay)
             else:
                 directions[source].receive(now + delay)
         for direction in list(directions.values()):
@@ -110,4 +111,4 @@ def serve(host: str, port: int, delay: float) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]) / 1000)
+    serve(sys.argv[1], int(sys.argv[2]), *(float(ms) / 1000 for ms in sys.argv[3:]))

@@ -1,126 +1,131 @@
-"""A million rows fetched by psycopg2 alone and by greenpg, interleaved in one run: the ratios, and the hub's stalls.
+"""A big result: a million rows as a list, iterated, and streamed; how fast, at what cost, and for how long nothing else
+can run.
 
-    python benchmarks/fetchall.py [DSN] [--rows 1000000] [--rounds 5]
-
-The result is with the client already: what is measured is making Python objects of it, in CPU time of the thread, so
-that other load on the machine counts less.
+    python benchmarks/fetchall.py [DSN] [--rounds 5] [--peers greenpg,psycopg3] [--rows 1000000]
 """
 
-from gevent import monkey
+import re
+import sys
+from functools import partial
+from pathlib import Path
 
-monkey.patch_all()
+from harness import Bars, Benchmark
+from peers import open_connection
+from stalls import measure_async, measure_green
 
-import argparse  # noqa: E402
-import gc  # noqa: E402
-import time  # noqa: E402
-from contextlib import contextmanager, nullcontext  # noqa: E402
-from statistics import median  # noqa: E402
-
-import gevent  # noqa: E402
-import psycopg2  # noqa: E402
-from bulk_copy import Heartbeat  # noqa: E402
-from psycopg2 import extensions, extras  # noqa: E402
-
-import greenpg  # noqa: E402
-import greenpg.embedded  # noqa: E402
-
+FETCHALL, ITERATION, STREAM = "as a list, fetchall()", "iterated", "streamed, 2,000 rows at a time"
+CHUNK_ROWS = 2000  # psycopg2's default, and greenpg's
 SELECT = "SELECT n AS id, 'name ' || n AS name, md5(n::text) AS hash FROM generate_series(1, {}) AS n"
 
 
-kept = []  # freeing a million rows is a stall of its own, which is not psycopg2's
-
-
-def fetchall(cur):
-    kept.append(cur.fetchall())
-    return len(kept[0])
-
-
-def iterate(cur):
+def count(rows):
     number = 0
-    for _ in cur:
+    for _ in rows:
         number += 1
     return number
 
 
-@contextmanager
-def collections():
-    """How long each run of Python's garbage collector took, in ms: nothing else runs meanwhile either."""
-    durations = []
-    started = 0.0
+def measure(name, dsn, sizes):
+    sql = SELECT.format(sizes["rows"])
+    with open_connection(name, dsn) as conn:
 
-    def note(phase, _):
-        nonlocal started
-        if phase == "start":
-            started = time.perf_counter()
-        else:
-            durations.append((time.perf_counter() - started) * 1000)
+        def fetchall():
+            with conn.cursor() as cur:
+                cur.execute(sql)
+                return cur.fetchall()
 
-    gc.callbacks.append(note)
+        def iterate():
+            with conn.cursor() as cur:
+                cur.execute(sql)
+                return count(cur)
+
+        def stream():
+            with conn.cursor("streamed") as cur:
+                cur.itersize = CHUNK_ROWS
+                cur.execute(sql)
+                return count(cur)
+
+        def stream_from_pool():
+            import greenpg
+
+            with greenpg.ConnectionPool(dsn, min_size=1) as pool:
+                pool.wait()
+                return measure_green(lambda: count(pool.stream(sql, chunk_size=CHUNK_ROWS)))
+
+        # In the order of what they need, since the peak of a process's memory only grows.
+        streamed = stream_from_pool() if name == "greenpg" else measure_green(stream)
+        found = {STREAM: numbers(streamed, sizes["rows"])}
+        found[ITERATION] = numbers(measure_green(iterate), sizes["rows"])
+        found[FETCHALL] = numbers(measure_green(fetchall), sizes["rows"])
+    return found
+
+
+def asyncpg(dsn, sizes):
+    import uvloop
+
+    return uvloop.run(measure_asyncpg(dsn, sizes))
+
+
+async def measure_asyncpg(dsn, sizes):
+    import asyncpg
+    from peers.asyncpg_pool import address
+
+    sql = SELECT.format(sizes["rows"])
+    conn = await asyncpg.connect(**address(dsn))
     try:
-        yield durations
+
+        async def stream():
+            number = 0
+            async with conn.transaction():
+                async for _ in conn.cursor(sql, prefetch=CHUNK_ROWS):
+                    number += 1
+            return number
+
+        found = {STREAM: numbers(await measure_async(stream), sizes["rows"])}
+        found[FETCHALL] = numbers(await measure_async(lambda: conn.fetch(sql)), sizes["rows"])
     finally:
-        gc.callbacks.remove(note)
+        await conn.close()
+    return found
 
 
-CONTESTS = {
-    "fetchall": (fetchall, None, extensions.cursor),
-    "iteration": (iterate, None, extensions.cursor),
-    "fetchall, DictCursor": (fetchall, extras.DictCursor, extras.DictCursor),
-    "fetchall, NamedTupleCursor": (fetchall, extras.NamedTupleCursor, extras.NamedTupleCursor),
-}
+def numbers(measured, rows):
+    result = measured.result
+    assert (result if isinstance(result, int) else len(result)) == rows, "not all rows arrived"
+    return {
+        "rows_per_second": rows / measured.seconds,
+        "row_cpu_us": measured.cpu_seconds / rows * 1e6,
+        "stall_ms": measured.stall_ms,
+        "gc_ms": measured.gc_ms,
+        "peak_mb": peak_bytes() / 1e6,
+    }
 
 
-def small_fetchalls(cur):
-    """Seconds for 20,000 fetchall() of a result of 10 rows, without the statements."""
-    cur.execute(SELECT.format(10))
-    before = time.thread_time()
-    for _ in range(20_000):
-        cur.scroll(0, "absolute")
-        cur.fetchall()
-    return time.thread_time() - before
+def peak_bytes():
+    """Of this process's memory. getrusage() would tell that of the process that started this one, if it was larger."""
+    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
-def main(dsn, rows, rounds):
-    psycopg2s = extensions.connection(dsn)  # made before patch(): all is psycopg2's own
-    greenpg.patch("gevent")
-    green = psycopg2.connect(dsn)
-    seconds, stalls, gc_stalls = {}, {}, {}
-    for _ in range(rounds):
-        for contest, (run, factory, _base) in CONTESTS.items():
-            for peer, conn in (("psycopg2", psycopg2s), ("greenpg", green)):
-                cur = conn.cursor(cursor_factory=factory)
-                cur.execute(SELECT.format(rows))
-                with collections() as longest_gc_ms, Heartbeat() as heartbeat:
-                    gevent.sleep(0.005)
-                    before = time.thread_time()
-                    assert run(cur) == rows
-                    seconds.setdefault((contest, peer), []).append(time.thread_time() - before)
-                stalls.setdefault((contest, peer), []).append(heartbeat.stall_ms)
-                gc_stalls.setdefault((contest, peer), []).append(max(longest_gc_ms, default=0.0))
-                kept.clear()
-                cur.close()
-                conn.rollback()
-        for peer, conn in (("psycopg2", psycopg2s), ("greenpg", green)):
-            seconds.setdefault(("20,000 small ones", peer), []).append(small_fetchalls(conn.cursor()))
-    print(f"{rows} rows, {rounds} rounds; CPU seconds of the thread: median, best")
-    print("longest stall of the hub, ms: median, worst; the longest garbage collection in it, ms: median, worst")
-    for key, values in seconds.items():
-        found, found_gc = stalls.get(key, [0]), gc_stalls.get(key, [0])
-        print(
-            f"{key[0]:28}{key[1]:10}{median(values):8.3f}{min(values):8.3f}{median(found):10.1f}{max(found):8.1f}"
-            f"{median(found_gc):10.1f}{max(found_gc):8.1f}"
-        )
-    print("greenpg's speed / psycopg2's: median, best")
-    for contest in (*CONTESTS, "20,000 small ones"):
-        ours, own = seconds[contest, "greenpg"], seconds[contest, "psycopg2"]
-        print(f"{contest:28}{median(own) / median(ours):8.2f}{min(own) / min(ours):8.2f}")
-
+BENCHMARK = Benchmark(
+    __file__,
+    title="A million rows",
+    description=(
+        "A million rows of a number and two texts: as a list by `fetchall()`; iterated, when the result is with the "
+        "client as a whole; and streamed from the server, `pool.stream()` of greenpg, server-side cursors of the "
+        "others. Measured is all of it, the statement included. The longest stall is the longest time for which no "
+        "other task of the program could run: `fetchall()` of psycopg2 makes all rows in one go. It includes what the "
+        "garbage collector takes, whose longest run is told beside."
+    ),
+    peers={
+        **{name: partial(measure, name) for name in ("greenpg", "psycopg2-psycogreen", "psycopg3")},
+        "asyncpg-uvloop": asyncpg,
+    },
+    sizes={"rows": 1_000_000},
+    quick_sizes={"rows": 100_000},
+    pictures=[
+        Bars("speed", "rows_per_second", [FETCHALL, ITERATION, STREAM], "A million rows"),
+        Bars("stall", "stall_ms", [FETCHALL, ITERATION, STREAM], "For how long nothing else could run", is_log=True),
+    ],
+)
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="fetchall() of a million rows: psycopg2 and greenpg")
-    parser.add_argument("dsn", nargs="?")
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    with nullcontext(arguments.dsn) if arguments.dsn else greenpg.embedded.server(settings={"fsync": "off"}) as dsn:
-        main(dsn, arguments.rows, arguments.rounds)
+    sys.exit(BENCHMARK.main())

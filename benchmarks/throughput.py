@@ -8,7 +8,7 @@ import sys
 from functools import partial
 
 from harness import Aim, Bars, Benchmark, Latencies, Lines
-from peers import PEERS, open_pool
+from peers import POOLS, open_pool
 
 CONNECTIONS, TASKS = 10, 100
 BARE, THREADS = "psycopg2-bare", "psycopg2-threads"
@@ -47,7 +47,7 @@ BENCHMARK = Benchmark(
         "wait for a connection. `acquire and release` is one task by itself. max / median tells how fair a pool is: "
         "where all take their turns, nobody waits much longer than the others."
     ),
-    peers={name: partial(measure, name) for name in PEERS},
+    peers={name: partial(measure, name) for name in POOLS},
     sizes={"loops": 100, "most_tasks": 10_000},
     quick_sizes={"loops": 20, "most_tasks": 100},
     pictures=[

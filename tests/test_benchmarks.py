@@ -1,5 +1,7 @@
 """The harness of benchmarks/: its arithmetic, and what becomes of a peer that fails. Nothing here is timed."""
 
+import asyncio
+import gc
 import json
 import os
 import subprocess
@@ -20,6 +22,7 @@ from delay_proxy import DelayProxy  # noqa: E402
 from harness import Aim  # noqa: E402
 from harness.report import judged, number  # noqa: E402
 from harness.summary import rounded, summarize  # noqa: E402
+from stalls import measure_async  # noqa: E402
 
 
 def rounds(metric, **values):
@@ -91,6 +94,19 @@ def test_numbers_as_people_write_them():
         "5",
     ]
     assert rounded({"rounds": [1.234567, 7]}) == {"rounds": [1.235, 7]}
+
+
+def test_stall():
+    async def work():
+        time.sleep(0.03)
+        gc.collect()
+        return 7
+
+    measured = asyncio.run(measure_async(work))
+    assert measured.result == 7
+    assert measured.seconds >= 0.03
+    assert measured.stall_ms >= 28  # the task beside was to run within 2 ms; a busy machine only makes it longer
+    assert measured.stall_ms > measured.gc_ms > 0
 
 
 SCRIPT = """
@@ -206,3 +222,12 @@ def test_delay_proxy(server):
         conn.close()
         process = proxy._process
     assert process.poll() is not None
+
+
+def test_proxy_that_is_slow_to_connect(server):
+    parameters = extensions.parse_dsn(server.tcp_dsn)
+    with DelayProxy(parameters["host"], parameters["port"], delay_ms=0, connect_delay_ms=100) as proxy:
+        start = time.monotonic()
+        conn = psycopg2.connect(extensions.make_dsn(server.tcp_dsn, port=proxy.port))
+        assert time.monotonic() - start >= 0.1
+        conn.close()

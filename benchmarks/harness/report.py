@@ -20,6 +20,17 @@ METRICS = {
     "p99_ms": "p99, ms",
     "max_ms": "max, ms",
     "max_over_median": "max / median",
+    "drain_ms": "all served after, ms",
+    "connections_opened": "connections opened",
+    "connections_left": "connections afterwards",
+    "rows_per_second": "rows per second",
+    "row_us": "µs per row",
+    "row_cpu_us": "client CPU, µs per row",
+    "mb_per_second": "MB per second",
+    "mb_cpu_ms": "client CPU, ms per MB",
+    "stall_ms": "longest stall, ms",
+    "gc_ms": "longest garbage collection, ms",
+    "peak_mb": "peak memory, MB",
 }
 """What the metrics are called in tables and pictures; one that isn't here goes by its own name."""
 

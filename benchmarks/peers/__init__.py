@@ -1,7 +1,9 @@
-"""The pools that greenpg is compared with. Each has a module here, with the class `Pool(dsn, size)`; see base.py.
+"""What greenpg is compared with. Each pool has a module here, with the class `Pool(dsn, size)`; see base.py.
 
     with open_pool("psycopg_pool", dsn, 10) as pool:
         return pool.measure("one_statement", tasks=100, loops=100)
+
+The others are drivers, or ways to use one, of which one connection is measured: `open_connection("psycopg3", dsn)`.
 
 Nothing of a peer is imported before its own process asks for it: what it imports must find a monkey-patched program.
 """
@@ -20,7 +22,8 @@ from typing import Any
 class Peer:
     label: str
     """The name in tables and pictures."""
-    module: str
+    module: str | None
+    """None: it's no pool."""
     needs: tuple[str, ...]
     """The modules that have to be installed; their versions are reported."""
     color: str
@@ -66,7 +69,13 @@ PEERS = {
     "psycopg2-bare": Peer(
         "psycopg2 alone: one connection, no pool", "bare_psycopg2", ("psycopg2",), "#bdbdbd", is_green=False
     ),
+    "psycopg2": Peer("psycopg2, blocking", None, ("psycopg2", "gevent"), "#bdbdbd"),
+    "psycopg2-psycogreen": Peer("psycopg2, psycogreen", None, ("psycogreen", "psycopg2", "gevent"), "#e0982f"),
+    "psycopg2-batch": Peer("execute_batch, psycogreen", None, ("psycogreen", "psycopg2", "gevent"), "#a6761d"),
+    "psycopg2-values": Peer("execute_values, psycogreen", None, ("psycogreen", "psycopg2", "gevent"), "#6d5a4f"),
+    "psycopg3": Peer("psycopg 3, gevent", None, ("psycopg", "gevent"), "#3f78b5"),
 }
+POOLS = [name for name, peer in PEERS.items() if peer.module]
 
 _DISTRIBUTIONS = {"psycopg2": "psycopg2-binary", "psycopg": "psycopg[binary]"}
 
@@ -106,3 +115,26 @@ def open_pool(name: str, dsn: str, size: int) -> closing:
         monkey.patch_all()
     module = importlib.import_module(f"{__name__}.{peer.module}")
     return closing(module.Pool(dsn, size, **peer.options))
+
+
+def open_connection(name: str, dsn: str) -> closing:
+    """One connection of a green peer, without a pool; for a `with` block, in a process of its own."""
+    from gevent import monkey
+
+    monkey.patch_all()
+    drivers = PEERS[name].needs
+    if "psycopg" in drivers:
+        import psycopg
+
+        return closing(psycopg.connect(dsn))
+    import psycopg2
+
+    if "greenpg" in drivers:
+        import greenpg
+
+        greenpg.patch()
+    elif "psycogreen" in drivers:
+        from psycogreen.gevent import patch_psycopg
+
+        patch_psycopg()
+    return closing(psycopg2.connect(dsn))
