@@ -296,7 +296,7 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
     ) -> Any:
         """A cursor, as psycopg2's: of `cursor_factory`, or else the connection's, with greenpg's methods under it."""
         factory = cursor_factory or self.cursor_factory
-        if factory is None and name is None:
+        if factory is None and name is None and not withhold and scrollable is None:
             return _new_cursor(self, None, self._client_cursor)
         green = self._client_cursor if name is None else self._server_cursor
         if factory is not None and is_replication_cursor(factory):
