@@ -20,6 +20,8 @@ METRICS = {
     "p99_ms": "p99, ms",
     "max_ms": "max, ms",
     "max_over_median": "max / median",
+    "requests_per_second": "requests per second",
+    "request_cpu_us": "worker's CPU, µs per request",
 }
 """What the metrics are called in tables and pictures; one that isn't here goes by its own name."""
 
