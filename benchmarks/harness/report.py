@@ -20,6 +20,8 @@ METRICS = {
     "p99_ms": "p99, ms",
     "max_ms": "max, ms",
     "max_over_median": "max / median",
+    "deliveries_per_second": "deliveries per second",
+    "delivery_cpu_us": "client CPU, µs per delivery",
     "requests_per_second": "requests per second",
     "request_cpu_us": "worker's CPU, µs per request",
 }

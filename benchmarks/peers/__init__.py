@@ -66,6 +66,10 @@ PEERS = {
     "psycopg2-bare": Peer(
         "psycopg2 alone: one connection, no pool", "bare_psycopg2", ("psycopg2",), "#bdbdbd", is_green=False
     ),
+    # Of listen.py, without a pool.
+    "psycogreen-queues": Peer("psycogreen, queues", "", ("psycogreen", "psycopg2", "gevent"), "#e0982f"),
+    "psycopg-queues": Peer("psycopg 3 under gevent, queues", "", ("psycopg", "gevent"), "#3f78b5"),
+    "asyncpg-queues": Peer("asyncpg, uvloop, queues", "", ("asyncpg", "uvloop"), "#2f9fb3", is_green=False),
 }
 
 _DISTRIBUTIONS = {"psycopg2": "psycopg2-binary", "psycopg": "psycopg[binary]"}
