@@ -109,7 +109,7 @@ class Benchmark:
         """One round in this process, which `run_rounds()` has started, or somebody by hand."""
         if is_ordered():
             follow_order(self.name, measure)
-        elif dsn is None:
+        elif dsn is None and self.target is server:
             raise CantRun("--peer needs a connection string")
         else:
             with self.target(dsn) as target:

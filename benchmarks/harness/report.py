@@ -22,6 +22,10 @@ METRICS = {
     "max_over_median": "max / median",
     "deliveries_per_second": "deliveries per second",
     "delivery_cpu_us": "client CPU, µs per delivery",
+    "failed": "requests that failed",
+    "failed_after": "failed when the server was back",
+    "first_ms": "until a request succeeds, ms",
+    "whole_ms": "until all connections work, ms",
     "requests_per_second": "requests per second",
     "request_cpu_us": "worker's CPU, µs per request",
 }

@@ -66,6 +66,13 @@ PEERS = {
     "psycopg2-bare": Peer(
         "psycopg2 alone: one connection, no pool", "bare_psycopg2", ("psycopg2",), "#bdbdbd", is_green=False
     ),
+    "sqlalchemy-pre-ping": Peer(
+        "SQLAlchemy QueuePool, pre-ping",
+        "sqlalchemy_pool",
+        ("sqlalchemy", "psycogreen", "psycopg2", "gevent"),
+        "#c0504d",
+        options={"pre_ping": True},
+    ),
     # Of listen.py, without a pool.
     "psycogreen-queues": Peer("psycogreen, queues", "", ("psycogreen", "psycopg2", "gevent"), "#e0982f"),
     "psycopg-queues": Peer("psycopg 3 under gevent, queues", "", ("psycopg", "gevent"), "#3f78b5"),
