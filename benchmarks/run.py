@@ -16,7 +16,7 @@ from pathlib import Path
 from harness.machine import as_text
 from harness.report import aims_table, left_out, pictures
 
-BENCHMARKS = ["throughput", "delay", "web", "listen", "recovery"]
+BENCHMARKS = ["throughput", "delay", "web", "listen", "recovery", "memory"]
 LONGEST_SECONDS = 600
 HERE = Path(__file__).parent
 

@@ -8,10 +8,22 @@ import sys
 from functools import partial
 
 from harness import Aim, Bars, Benchmark, Latencies, Lines
-from peers import PEERS, open_pool
+from peers import open_pool
 
 CONNECTIONS, TASKS = 10, 100
 BARE, THREADS = "psycopg2-bare", "psycopg2-threads"
+PEERS = [
+    "greenpg",
+    "psycogreen",
+    "psycopg_pool",
+    "sqlalchemy",
+    "django-db-geventpool",
+    "asyncpg",
+    "asyncpg-uvloop",
+    "asyncpg-uvloop-no-reset",
+    THREADS,
+    BARE,
+]
 
 ALONE = "acquire and release, no statement"
 AUTOCOMMIT = "one statement, autocommit"

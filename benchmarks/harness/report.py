@@ -26,6 +26,9 @@ METRICS = {
     "failed_after": "failed when the server was back",
     "first_ms": "until a request succeeds, ms",
     "whole_ms": "until all connections work, ms",
+    "waiter_kib": "KiB for each that waits, beyond a bare task",
+    "task_kib": "a bare task, KiB",
+    "connection_kib": "KiB for each connection",
     "requests_per_second": "requests per second",
     "request_cpu_us": "worker's CPU, µs per request",
 }

@@ -73,7 +73,8 @@ PEERS = {
         "#c0504d",
         options={"pre_ping": True},
     ),
-    # Of listen.py, without a pool.
+    # Without a pool, and so without a module: of memory.py and listen.py.
+    "psycopg2-connections": Peer("psycopg2 alone, no pool", "", ("psycopg2",), "#bdbdbd", is_green=False),
     "psycogreen-queues": Peer("psycogreen, queues", "", ("psycogreen", "psycopg2", "gevent"), "#e0982f"),
     "psycopg-queues": Peer("psycopg 3 under gevent, queues", "", ("psycopg", "gevent"), "#3f78b5"),
     "asyncpg-queues": Peer("asyncpg, uvloop, queues", "", ("asyncpg", "uvloop"), "#2f9fb3", is_green=False),
