@@ -20,7 +20,8 @@ from typing import Any
 class Peer:
     label: str
     """The name in tables and pictures."""
-    module: str
+    module: str | None
+    """None: it's no pool."""
     needs: tuple[str, ...]
     """The modules that have to be installed; their versions are reported."""
     color: str
@@ -73,11 +74,10 @@ PEERS = {
         "#c0504d",
         options={"pre_ping": True},
     ),
-    # Without a pool, and so without a module: of memory.py and listen.py.
-    "psycopg2-connections": Peer("psycopg2 alone, no pool", "", ("psycopg2",), "#bdbdbd", is_green=False),
-    "psycogreen-queues": Peer("psycogreen, queues", "", ("psycogreen", "psycopg2", "gevent"), "#e0982f"),
-    "psycopg-queues": Peer("psycopg 3 under gevent, queues", "", ("psycopg", "gevent"), "#3f78b5"),
-    "asyncpg-queues": Peer("asyncpg, uvloop, queues", "", ("asyncpg", "uvloop"), "#2f9fb3", is_green=False),
+    "psycopg2-connections": Peer("psycopg2 alone, no pool", None, ("psycopg2",), "#bdbdbd", is_green=False),
+    "psycogreen-queues": Peer("psycogreen, queues", None, ("psycogreen", "psycopg2", "gevent"), "#e0982f"),
+    "psycopg-queues": Peer("psycopg 3 under gevent, queues", None, ("psycopg", "gevent"), "#3f78b5"),
+    "asyncpg-queues": Peer("asyncpg, uvloop, queues", None, ("asyncpg", "uvloop"), "#2f9fb3", is_green=False),
 }
 
 _DISTRIBUTIONS = {"psycopg2": "psycopg2-binary", "psycopg": "psycopg[binary]"}
