@@ -1,6 +1,8 @@
 """LISTEN for many: 1,000 subscribers on one connection, all of one channel, or each of its own.
 
-python benchmarks/listen.py [DSN] [--rounds 5] [--peers greenpg,psycogreen] [--quick]
+    python benchmarks/listen.py [DSN] [--rounds 5] [--peers greenpg,psycogreen-queues] [--quick]
+
+The notifications are sent by a process of its own (notifier.py).
 """
 
 import sys
@@ -17,6 +19,7 @@ SUBSCRIBERS = 1_000
 SAME, OWN = f"{SUBSCRIBERS:,} subscribers of one channel", f"{SUBSCRIBERS:,} channels with one subscriber each"
 AT_ONCE = 10
 ALL_WAIT_SECONDS = 0.05
+"""Until all subscribers wait, before anything is sent to them."""
 
 
 def plans(sizes):
@@ -32,7 +35,7 @@ def channels_of_subscribers(channels):
     return [f"channel_{number % channels}" for number in range(SUBSCRIBERS)]
 
 
-def note(latencies, index, payload):
+def note_delivery(latencies, index, payload):
     now = time.monotonic()
     number, sent_at = payload.split()
     if int(number) != index:
@@ -125,7 +128,7 @@ def measure_green(subscribe, dsn, sizes):
 
     def receive(next_note, count, latencies):
         for index in range(count):
-            note(latencies, index, next_note().payload)
+            note_delivery(latencies, index, next_note().payload)
 
     def all_receive(count, send):
         latencies = []
@@ -170,7 +173,7 @@ async def _measure_asyncpg(dsn, sizes):
 
     async def receive(queue, count, latencies):
         for index in range(count):
-            note(latencies, index, await queue.get())
+            note_delivery(latencies, index, await queue.get())
 
     async def all_receive(count, send):
         latencies = []
@@ -206,10 +209,10 @@ BENCHMARK = Benchmark(
     description=(
         f"One connection listens for {SUBSCRIBERS:,} tasks; another process notifies. Deliveries per second are those "
         f"of notifications sent as fast as they go, {AT_ONCE} in each transaction; the latencies, from just before "
-        "NOTIFY until the task has it, those of notifications one by one: about 50 a second for one channel, which are "
-        "50,000 deliveries, and more than 1,000 a second for as many channels. Each subscriber checks that it gets "
-        "all, in order, which is a part of what a delivery costs. "
-        "Beside greenpg the peers have what people write: one task that reads, and a queue for each subscriber."
+        "NOTIFY until the task has it, those of notifications one by one: about 50 a second for one channel, which "
+        "makes 50,000 deliveries a second, and more than 1,000 a second for as many channels. Each subscriber checks "
+        "that it gets all, in order, which is a part of what a delivery costs. The peers are what people write: one "
+        "task that reads, and a queue for each subscriber."
     ),
     peers={
         "greenpg": partial(measure_green, greenpg_listener),

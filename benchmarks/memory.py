@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py [DSN] [--rounds 5] [--peers greenpg,psycogreen] [--quick]
 
-On Linux only: it reads /proc.
+On Linux only: it reads /proc. The server needs room for 130 connections.
 """
 
 import gc
