@@ -16,7 +16,18 @@ from pathlib import Path
 from harness.machine import as_text
 from harness.report import aims_table, left_out, pictures
 
-BENCHMARKS = ["throughput", "delay", "spike", "fetchall", "bulk_copy", "executemany"]
+BENCHMARKS = [
+    "throughput",
+    "delay",
+    "web",
+    "spike",
+    "recovery",
+    "listen",
+    "memory",
+    "executemany",
+    "fetchall",
+    "bulk_copy",
+]
 LONGEST_SECONDS = 600
 HERE = Path(__file__).parent
 

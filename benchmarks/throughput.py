@@ -8,10 +8,22 @@ import sys
 from functools import partial
 
 from harness import Aim, Bars, Benchmark, Latencies, Lines
-from peers import POOLS, open_pool
+from peers import open_pool
 
 CONNECTIONS, TASKS = 10, 100
 BARE, THREADS = "psycopg2-bare", "psycopg2-threads"
+PEERS = [
+    "greenpg",
+    "psycogreen",
+    "psycopg_pool",
+    "sqlalchemy",
+    "django-db-geventpool",
+    "asyncpg",
+    "asyncpg-uvloop",
+    "asyncpg-uvloop-no-reset",
+    THREADS,
+    BARE,
+]
 
 ALONE = "acquire and release, no statement"
 AUTOCOMMIT = "one statement, autocommit"
@@ -47,7 +59,7 @@ BENCHMARK = Benchmark(
         "wait for a connection. `acquire and release` is one task by itself. max / median tells how fair a pool is: "
         "where all take their turns, nobody waits much longer than the others."
     ),
-    peers={name: partial(measure, name) for name in POOLS},
+    peers={name: partial(measure, name) for name in PEERS},
     sizes={"loops": 100, "most_tasks": 10_000},
     quick_sizes={"loops": 20, "most_tasks": 100},
     pictures=[

@@ -23,6 +23,8 @@ from harness import Aim  # noqa: E402
 from harness.report import judged, number  # noqa: E402
 from harness.summary import rounded, summarize  # noqa: E402
 from stalls import measure_async  # noqa: E402
+from web_app import Site  # noqa: E402
+from web_load import LoadFailed, load  # noqa: E402
 
 
 def rounds(metric, **values):
@@ -58,6 +60,14 @@ def test_scenarios_that_only_some_peers_have():
     assert found["big"]["other"]["ms"]["ratio"] == 0.5
     assert "ratio" not in found["big"]["other"]["extra"]
     assert "ratio" not in found["small"]["other"]["ms"]
+
+
+def test_what_did_not_happen_in_some_round():
+    never = {"restart": {"failed": 9}}
+    found = summarize({"greenpg": [{"restart": {"failed": 1, "ms": 5}}] * 2, "other": [never, never]})
+    assert list(found["restart"]["other"]) == ["failed"]
+    found = summarize({"greenpg": [{"restart": {"failed": 1, "ms": 5}}, never], "other": [never, never]})
+    assert found["restart"]["greenpg"].keys() == {"failed"}
 
 
 def test_aims():
@@ -231,3 +241,47 @@ def test_proxy_that_is_slow_to_connect(server):
         conn = psycopg2.connect(extensions.make_dsn(server.tcp_dsn, port=proxy.port))
         assert time.monotonic() - start >= 0.1
         conn.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("listen", ["--fan-out", "5", "--notifications", "2000"]), ("memory", ["--tasks", "500"])],
+)
+def test_a_small_run(name, arguments, dsn, tmp_path):
+    results = tmp_path / "results.json"
+    done = subprocess.run(
+        [
+            sys.executable,
+            BENCHMARKS / f"{name}.py",
+            "--rounds=1",
+            "--peers=greenpg",
+            "--json",
+            results,
+            *arguments,
+            dsn,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(BENCHMARKS.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(results.read_text())["results"]
+    assert len(found) == 2
+    assert all(peers["greenpg"] for peers in found.values())
+
+
+def test_load_on_the_demo(dsn, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS.parent))
+    with Site("greenpg", dsn) as site:
+        before = site.worker_cpu_seconds()
+        done = load(site.host, site.port, "/heartbeat", 4, 0.2)
+        assert done.count >= 4 and done.p50_ms <= done.p99_ms <= done.max_ms
+        assert site.worker_cpu_seconds() >= before
+        with pytest.raises(LoadFailed, match="404 Not Found"):
+            load(site.host, site.port, "/nothing", 4, 0.2)
+        pids = [site._process.pid, site._worker_pid]
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

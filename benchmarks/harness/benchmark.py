@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ class Benchmark:
 
     `aims`: what is said of them is said of full runs only, not of `--quick` ones.
 
+    `needs`: modules that all peers need beside their own; they are reported with their versions.
+
     `timeout`: seconds for one round of one peer.
     """
 
@@ -70,6 +73,7 @@ class Benchmark:
     pictures: Sequence[plots.Picture] = ()
     aims: Sequence[Aim] = ()
     target: Callable[[str | None], AbstractContextManager[Any]] = server
+    needs: Sequence[str] = ()
     timeout: float = 120.0
 
     @property
@@ -105,7 +109,7 @@ class Benchmark:
         """One round in this process, which `run_rounds()` has started, or somebody by hand."""
         if is_ordered():
             follow_order(self.name, measure)
-        elif dsn is None:
+        elif dsn is None and self.target is server:
             raise CantRun("--peer needs a connection string")
         else:
             with self.target(dsn) as target:
@@ -119,6 +123,8 @@ class Benchmark:
 
         from . import machine
 
+        if absent := [module for module in self.needs if find_spec(module) is None]:
+            raise CantRun(f"this needs {' and '.join(absent)}: pip install {' '.join(absent)}")
         not_installed = {peer: reason for peer in peers if (reason := missing(peer))}
         for peer, reason in not_installed.items():
             _tell(f"{peer} is left out, {reason}")
@@ -126,7 +132,7 @@ class Benchmark:
         try:
             with self.target(dsn) as target:
                 one_dsn = next(iter(target.values())) if isinstance(target, dict) else target
-                environment = machine.describe(needs(present), one_dsn)
+                environment = machine.describe([*needs(present), *self.needs], one_dsn)
                 found = run_rounds(self.script, present, rounds, target, sizes, timeout=self.timeout, tell=_tell)
         except EmbeddedServerError as error:
             raise CantRun(f"{error}\nTo use a server of your own, give its connection string.") from error

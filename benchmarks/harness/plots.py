@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,7 @@ def _figure(panels: dict[str, list[str]], title: str, is_log: bool) -> tuple[Any
     for axis, (scenario, peers) in zip(axes[:, 0], panels.items(), strict=True):
         if is_log:
             axis.set_xscale("log")
+            axis.xaxis.set_minor_formatter(partial(_between_decades, axis))
         axis.xaxis.set_major_formatter(lambda value, _: number(value))
         axis.set_title(scenario, loc="left")
         axis.set_yticks(range(len(peers)), [label(peer) for peer in peers])
@@ -132,6 +134,12 @@ def _figure(panels: dict[str, list[str]], title: str, is_log: bool) -> tuple[Any
         axis.grid(axis="x", color="#dddddd", linewidth=0.6)
         axis.set_axisbelow(True)
     return figure, axes[:, 0]
+
+
+def _between_decades(axis: Any, value: float, _: object) -> str:
+    """The label of a tick between two powers of ten: some, where there would be next to none."""
+    low, high = axis.get_xlim()
+    return number(value) if high < 50 * low and f"{value:e}"[0] in "25" else ""
 
 
 def _weight(peer: str) -> str:

@@ -31,6 +31,17 @@ METRICS = {
     "stall_ms": "longest stall, ms",
     "gc_ms": "longest garbage collection, ms",
     "peak_mb": "peak memory, MB",
+    "deliveries_per_second": "deliveries per second",
+    "delivery_cpu_us": "client CPU, µs per delivery",
+    "failed": "requests that failed",
+    "failed_after": "failed when the server was back",
+    "first_ms": "until a request succeeds, ms",
+    "whole_ms": "until all connections work, ms",
+    "waiter_kib": "KiB for each that waits, beyond a bare task",
+    "task_kib": "a bare task, KiB",
+    "connection_kib": "KiB for each connection",
+    "requests_per_second": "requests per second",
+    "request_cpu_us": "worker's CPU, µs per request",
 }
 """What the metrics are called in tables and pictures; one that isn't here goes by its own name."""
 

@@ -25,9 +25,11 @@ def summarize(rounds: Mapping[str, Sequence[Round]]) -> Summary:
     for peer, its_rounds in rounds.items():
         for scenario, numbers in its_rounds[0].items():
             for metric in numbers:
+                if not all(metric in one.get(scenario, {}) for one in its_rounds):
+                    continue  # what it measures did not happen in some round
                 values = [one[scenario][metric] for one in its_rounds]
                 cell: Cell = {"median": median(values), "min": min(values), "max": max(values), "rounds": values}
-                if peer != OURS and OURS in rounds and metric in rounds[OURS][0].get(scenario, {}):
+                if peer != OURS and all(metric in one.get(scenario, {}) for one in rounds.get(OURS, [{}])):
                     cell |= _ratios([one[scenario][metric] for one in rounds[OURS]], values)
                 summary.setdefault(scenario, {}).setdefault(peer, {})[metric] = cell
     return summary

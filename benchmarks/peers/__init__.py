@@ -74,8 +74,18 @@ PEERS = {
     "psycopg2-batch": Peer("execute_batch, psycogreen", None, ("psycogreen", "psycopg2", "gevent"), "#a6761d"),
     "psycopg2-values": Peer("execute_values, psycogreen", None, ("psycogreen", "psycopg2", "gevent"), "#6d5a4f"),
     "psycopg3": Peer("psycopg 3, gevent", None, ("psycopg", "gevent"), "#3f78b5"),
+    "sqlalchemy-pre-ping": Peer(
+        "SQLAlchemy QueuePool, pre-ping",
+        "sqlalchemy_pool",
+        ("sqlalchemy", "psycogreen", "psycopg2", "gevent"),
+        "#c0504d",
+        options={"pre_ping": True},
+    ),
+    "psycopg2-connections": Peer("psycopg2 alone, no pool", None, ("psycopg2",), "#bdbdbd", is_green=False),
+    "psycogreen-queues": Peer("psycogreen, queues", None, ("psycogreen", "psycopg2", "gevent"), "#e0982f"),
+    "psycopg-queues": Peer("psycopg 3 under gevent, queues", None, ("psycopg", "gevent"), "#3f78b5"),
+    "asyncpg-queues": Peer("asyncpg, uvloop, queues", None, ("asyncpg", "uvloop"), "#2f9fb3", is_green=False),
 }
-POOLS = [name for name, peer in PEERS.items() if peer.module]
 
 _DISTRIBUTIONS = {"psycopg2": "psycopg2-binary", "psycopg": "psycopg[binary]"}
 

@@ -30,6 +30,10 @@ class Pool:
     async def _open(self, dsn, options):
         return await asyncpg.create_pool(min_size=self.size, max_size=self.size, **address(dsn), **options)
 
+    def run(self, coroutine):
+        """Run it to its end, on the pool's loop."""
+        return self._loop.run_until_complete(coroutine)
+
     # -- the same as BlockingPool's
 
     def measure(self, operation, tasks, loops, *, warm_up=10):

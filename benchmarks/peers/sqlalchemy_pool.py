@@ -13,7 +13,7 @@ STATEMENT = text(SELECT)
 
 
 class Pool(GeventPool):
-    def __init__(self, dsn, size):
+    def __init__(self, dsn, size, pre_ping=False):
         patch_psycopg()
         self.size = size
         options = {
@@ -21,6 +21,7 @@ class Pool(GeventPool):
             "pool_size": size,
             "max_overflow": 0,
             "pool_timeout": LONG_SECONDS,
+            "pool_pre_ping": pre_ping,
         }
         self._in_transactions = create_engine("postgresql+psycopg2://", **options)
         self._in_autocommit = create_engine("postgresql+psycopg2://", isolation_level="AUTOCOMMIT", **options)
