@@ -186,7 +186,7 @@ BENCHMARK = Benchmark(
         "the program could run; for psycopg2, which has no green COPY, that's all of it."
     ),
     peers={**{name: partial(measure, name) for name in WAYS}, "asyncpg-uvloop": asyncpg},
-    sizes={"rows": 500_000},
+    sizes={"rows": 300_000},
     quick_sizes={"rows": 100_000},
     pictures=[
         Bars("speed", "mb_per_second", SCENARIOS, "COPY of half a million rows"),

@@ -39,7 +39,7 @@ def measure(name, dsn, sizes):
     loops, found = sizes["loops"], {}
     with open_pool(name, dsn, CONNECTIONS) as pool:
         if hasattr(pool, "acquire_release"):
-            found[ALONE] = pool.measure_alone("acquire_release", 20 * loops)
+            found[ALONE] = pool.measure_alone("acquire_release", seconds=loops / 500)
         found[AUTOCOMMIT] = pool.measure("one_statement", TASKS, loops)
         found[TRANSACTION] = pool.measure("one_transaction", TASKS, max(1, loops // 2))
         found[FIVE] = pool.measure("five_statements", TASKS, max(1, loops // 5))
@@ -60,7 +60,7 @@ BENCHMARK = Benchmark(
         "where all take their turns, nobody waits much longer than the others."
     ),
     peers={name: partial(measure, name) for name in PEERS},
-    sizes={"loops": 100, "most_tasks": 10_000},
+    sizes={"loops": 50, "most_tasks": 10_000},
     quick_sizes={"loops": 20, "most_tasks": 100},
     pictures=[
         Bars("speed", "per_second", [AUTOCOMMIT, TRANSACTION, FIVE], "100 tasks on 10 connections", left_out=[BARE]),

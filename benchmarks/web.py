@@ -74,8 +74,8 @@ BENCHMARK = Benchmark(
         "pools. CPU is the worker's, all that gunicorn and the app do included."
     ),
     peers={name: partial(measure, name) for name in PEERS},
-    sizes={"seconds": 2},
-    quick_sizes={"seconds": 1},
+    sizes={"seconds": 1},
+    quick_sizes={},
     needs=["gunicorn"],
     target=with_tables,
     pictures=[

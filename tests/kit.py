@@ -66,6 +66,17 @@ def wait_until(condition, timeout=10.0):
         hub().sleep(0.005)
 
 
+def usable(conn):
+    """The connection works, and the server is not busy with anything else of it."""
+    assert conn.closed == 0
+    conn.rollback()
+    with conn.cursor() as cur:
+        cur.execute("SELECT 42")
+        assert cur.fetchone() == (42,)
+    conn.rollback()
+    return True
+
+
 class CheckingMutex:
     """A pool's mutex that checks the pool's invariants each time it is released."""
 

@@ -81,6 +81,12 @@ def test_cursor_factory_of_the_connection(dsn):
     conn.close()
 
 
+def test_options_of_named_cursors_are_refused_without_a_name(conn):
+    for options in ({"withhold": True}, {"scrollable": True}):
+        with pytest.raises(psycopg2.ProgrammingError):
+            conn.cursor(**options)
+
+
 def test_cursor_factory_that_is_no_cursor_is_refused(conn):
     with pytest.raises(TypeError, match="cursor factory must be subclass"):
         conn.cursor(cursor_factory=lambda *args: object())

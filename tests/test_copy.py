@@ -12,7 +12,7 @@ import psycopg2
 import psycopg2.errors
 import psycopg2.extras
 import pytest
-from kit import Task, run_all, wait_until
+from kit import Task, run_all, usable, wait_until
 from psycopg2 import extensions
 
 import greenpg
@@ -54,17 +54,6 @@ def rows(conn):
     with conn.cursor() as cur:
         cur.execute("SELECT * FROM item ORDER BY id")
         return cur.fetchall()
-
-
-def usable(conn):
-    """The connection works, and the server is not busy with anything else of it."""
-    assert conn.closed == 0
-    conn.rollback()
-    with conn.cursor() as cur:
-        cur.execute("SELECT 42")
-        assert cur.fetchone() == (42,)
-    conn.rollback()
-    return True
 
 
 class Reader:

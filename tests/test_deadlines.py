@@ -2,7 +2,7 @@
 
 import psycopg2
 import pytest
-from kit import wait_until
+from kit import usable, wait_until
 from psycopg2 import extensions
 
 import greenpg
@@ -21,15 +21,6 @@ def statements_running(admin):
     with admin.cursor() as cur:
         cur.execute("SELECT query FROM pg_stat_activity WHERE application_name = 'deadlines' AND state = 'active'")
         return cur.fetchall()
-
-
-def usable(conn):
-    conn.rollback()
-    with conn.cursor() as cur:
-        cur.execute("SELECT 1")
-        assert cur.fetchone() == (1,)
-    conn.rollback()
-    return True
 
 
 def test_deadline_of_a_block(conn, admin):

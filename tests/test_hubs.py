@@ -126,6 +126,22 @@ def test_event_set_before_and_after_the_wait():
     assert late.wait(0) is True, "it stays set"
 
 
+def test_event_hands_a_value_over():
+    event = hub().event()
+    assert event.value is None
+    Task(lambda: (hub().sleep(0.02), event.set("this")))
+    assert event.wait(time.monotonic() + 5) is True
+    assert event.value == "this"
+
+
+def test_event_tells_of_a_delay():
+    event, told = hub().event(), []
+    event.on_delay = told.append
+    task = hub().current()
+    assert event.wait(time.monotonic() + 0.1) is False
+    assert told in ([task], [None]), "once"
+
+
 def test_event_gives_up_at_the_deadline():
     event = hub().event()
     start = time.monotonic()

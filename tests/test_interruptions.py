@@ -6,7 +6,7 @@ import time
 
 import psycopg2
 import pytest
-from kit import Task, run_all, wait_until
+from kit import Task, run_all, usable, wait_until
 from psycopg2 import extensions
 
 import greenpg
@@ -42,15 +42,6 @@ def throw_into(task, conn, exception=Killed):
     wait_until(lambda: conn._owner is not None)
     hub().sleep(0.02)
     task.throw(exception)
-
-
-def usable(conn):
-    conn.rollback()
-    with conn.cursor() as cur:
-        cur.execute("SELECT 1")
-        assert cur.fetchone() == (1,)
-    conn.rollback()
-    return True
 
 
 # -- cancel and keep

@@ -660,3 +660,113 @@ def test_safe_to_retry(make_pool, dsn, tmp_path):
         pool.execute("SELECT pg_terminate_backend(pg_backend_pid())")
     assert not greenpg.errors.safe_to_retry(caught.value)
     assert not greenpg.errors.safe_to_retry(ValueError())
+
+
+# -- autocommit, which a pool leaves on underneath
+
+
+def use_in_turn(pool):
+    """One connection in all the ways that there are, after each other."""
+
+    def in_cursor():
+        with pool.cursor() as cur:
+            cur.execute("SELECT 1")
+
+    def in_transaction():
+        with pool.transaction() as conn:
+            conn.execute("SELECT 1")
+
+    def in_empty_transaction():
+        with pool.transaction():
+            pass
+
+    def in_transaction_of_psycopg2s():
+        with pool.cursor() as cur, cur.connection.cursor("named") as named:
+            named.execute("SELECT 1")
+
+    def failing():
+        with pytest.raises(errors.DivisionByZero):
+            pool.execute("SELECT 1 / 0")
+
+    def begun_by_hand():
+        pool.execute("BEGIN")
+
+    return [
+        in_cursor,
+        in_transaction,
+        in_empty_transaction,
+        in_transaction_of_psycopg2s,
+        failing,
+        begun_by_hand,
+        lambda: pool.execute("SELECT 1"),
+        lambda: list(pool.stream("SELECT 1")),
+        pool.check,
+    ]
+
+
+@pytest.mark.parametrize("lends", ["connection", "getconn", "transaction", "cursor"])
+def test_after_any_use_autocommit_is_off(make_pool, table, admin, lends):
+    pool = make_pool(min_size=1)
+    for use in use_in_turn(pool) * 2:
+        use()
+        if lends == "getconn":
+            conn = pool.getconn()
+            assert not conn.autocommit
+            insert(conn, 1)
+            assert conn.get_transaction_status() == extensions.TRANSACTION_STATUS_INTRANS
+            pool.putconn(conn)
+        else:
+            with pytest.raises(ZeroDivisionError), getattr(pool, lends)() as lent:
+                conn = lent.connection
+                assert not conn.autocommit
+                insert(conn, 1)
+                assert conn.get_transaction_status() == extensions.TRANSACTION_STATUS_INTRANS
+                1 / 0  # noqa: B018
+        assert rows(admin) == []
+    assert pool.get_stats()["connections_num"] == 1
+
+
+def test_autocommit_that_a_borrower_has_set_stays(make_pool, table, admin):
+    pool = make_pool(min_size=1)
+    pool.execute("SELECT 1")
+    with pool.connection() as conn:
+        conn.autocommit = True
+    for use in use_in_turn(pool):
+        if use.__name__ != "in_transaction_of_psycopg2s":  # which needs one
+            use()
+        with pool.connection() as conn:
+            assert conn.autocommit
+    with pytest.raises(ZeroDivisionError), pool.cursor() as cur:
+        insert(cur.connection, 1)
+        1 / 0  # noqa: B018
+    assert rows(admin) == [1]
+    with pool.connection() as conn:
+        conn.autocommit = False
+    pool.execute("SELECT 1")
+    with pool.connection() as conn:
+        assert not conn.autocommit
+
+
+def test_settings_of_the_session_stay_whoever_uses_it(make_pool):
+    pool = make_pool(min_size=1)
+    pool.execute("SELECT 1")
+    with pool.connection() as conn:
+        conn.isolation_level = "SERIALIZABLE"
+    for use in use_in_turn(pool):
+        use()
+        with pool.cursor() as cur:
+            cur.execute("SHOW transaction_isolation")
+            assert cur.fetchone() == ("serializable",)
+        with pool.connection() as conn:
+            assert not conn.autocommit
+            assert conn.execute("SHOW transaction_isolation").fetchone() == ("serializable",)
+
+
+def test_callbacks_find_autocommit_off(make_pool):
+    seen = []
+    note = lambda conn: seen.append(conn.autocommit)  # noqa: E731
+    pool = make_pool(min_size=1, configure=note, check=note, reset=note)
+    for use in use_in_turn(pool):
+        use()
+    assert len(seen) >= 15
+    assert not any(seen)

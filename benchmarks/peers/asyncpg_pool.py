@@ -9,7 +9,7 @@ import time
 
 import asyncpg
 
-from .base import SELECT, Clock, check
+from .base import BATCH, SELECT, Clock, check
 
 
 async def no_reset(conn):
@@ -39,8 +39,8 @@ class Pool:
     def measure(self, operation, tasks, loops, *, warm_up=10):
         return self._loop.run_until_complete(self._measure(getattr(self, operation), tasks, loops, warm_up))
 
-    def measure_alone(self, operation, times, *, warm_up=10):
-        return self._loop.run_until_complete(self._measure_alone(getattr(self, operation), times, warm_up))
+    def measure_alone(self, operation, seconds, *, warm_up=10):
+        return self._loop.run_until_complete(self._measure_alone(getattr(self, operation), seconds, warm_up))
 
     async def _measure(self, work, tasks, loops, warm_up):
         await self._warm_up(work, warm_up)
@@ -58,11 +58,14 @@ class Pool:
             await asyncio.gather(*running)
         return clock.numbers(latencies)
 
-    async def _measure_alone(self, work, times, warm_up):
+    async def _measure_alone(self, work, seconds, warm_up):
         await self._warm_up(work, warm_up)
+        times, end = 0, time.perf_counter() + seconds
         with Clock() as clock:
-            for _ in range(times):
-                await work()
+            while time.perf_counter() < end:
+                times += BATCH
+                for _ in range(BATCH):
+                    await work()
         return {"us": clock.seconds / times * 1e6, "cpu_us": clock.cpu_seconds / times * 1e6}
 
     async def _warm_up(self, work, loops):

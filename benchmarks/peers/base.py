@@ -19,6 +19,8 @@ from typing import Any
 SELECT = "SELECT 1"
 LONG_SECONDS = 3600.0
 """For the pools' timeouts: with 10,000 tasks the last waits for long, and that is what is measured."""
+BATCH = 100
+"""So many operations between two looks at the clock."""
 
 
 class Clock:
@@ -74,13 +76,16 @@ class BlockingPool:
 
         return self.run_tasks(tasks, loop).numbers(latencies)
 
-    def measure_alone(self, operation: str, times: int, *, warm_up: int = 10) -> dict[str, float]:
-        """The operation again and again in one task, uncontended."""
+    def measure_alone(self, operation: str, seconds: float, *, warm_up: int = 10) -> dict[str, float]:
+        """The operation again and again in one task, uncontended, for so long."""
         work = getattr(self, operation)
         self._warm_up(work, warm_up)
+        times, end = 0, time.perf_counter() + seconds
         with Clock() as clock:
-            for _ in range(times):
-                work()
+            while time.perf_counter() < end:
+                times += BATCH
+                for _ in range(BATCH):
+                    work()
         return {"us": clock.seconds / times * 1e6, "cpu_us": clock.cpu_seconds / times * 1e6}
 
     def _warm_up(self, work: Callable[[], Any], loops: int) -> None:
