@@ -194,6 +194,8 @@ class SimulatedServer:
 
 
 class SimulatedConnection:
+    status = extensions.STATUS_BEGIN
+
     def __init__(self, server):
         self._server = server
         self._status = IDLE

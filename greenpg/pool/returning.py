@@ -100,10 +100,10 @@ def _roll_back(conn: Any) -> None:
     if conn._ride is not None:  # returned inside its block
         conn._ride.end(commit=False)
         conn._transactions.clear()
-    elif conn.autocommit or conn._hides_autocommit:  # somebody executed a BEGIN, which psycopg2 doesn't know of
-        with conn.cursor() as cur:
-            cur.execute("ROLLBACK")
     else:
+        if conn.status == extensions.STATUS_READY:  # somebody executed a BEGIN, which psycopg2 doesn't know of
+            with conn.cursor() as cur:
+                cur.execute("ROLLBACK")
         conn.rollback()
     status = conn.info.transaction_status
     if status != IDLE_STATUS:
