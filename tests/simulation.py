@@ -194,7 +194,9 @@ class SimulatedServer:
 
 
 class SimulatedConnection:
-    status = extensions.STATUS_BEGIN
+    @property
+    def _driver_status(self):
+        return extensions.STATUS_READY if self._status == IDLE else extensions.STATUS_BEGIN
 
     def __init__(self, server):
         self._server = server

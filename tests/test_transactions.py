@@ -747,6 +747,29 @@ def test_autocommit_that_a_borrower_has_set_stays(make_pool, table, admin):
         assert not conn.autocommit
 
 
+@pytest.mark.parametrize("lends", ["connection", "getconn"])
+def test_commit_by_hand_does_not_spoil_the_connection(make_pool, table, admin, caplog, lends):
+    """psycopg2 thinks that it is in a transaction still, and wouldn't begin one for the next borrower."""
+    pool = make_pool(min_size=1)
+    for use in use_in_turn(pool):
+        if lends == "connection":
+            with pool.connection() as conn:
+                conn.execute("SELECT 1")
+                conn.execute("COMMIT")
+        else:
+            conn = pool.getconn()
+            conn.execute("SELECT 1")
+            conn.execute("COMMIT")
+            pool.putconn(conn)
+        use()
+        with pytest.raises(ZeroDivisionError), pool.connection() as conn:
+            insert(conn, 1)
+            1 / 0  # noqa: B018
+        assert rows(admin) == []
+    assert pool.get_stats()["connections_num"] == 1
+    assert caplog.text.count("rolling back returned connection") == 1, "of the BEGIN by hand"
+
+
 def test_settings_of_the_session_stay_whoever_uses_it(make_pool):
     pool = make_pool(min_size=1)
     pool.execute("SELECT 1")

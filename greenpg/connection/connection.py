@@ -103,6 +103,9 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
         self._hides_autocommit = False
         _set_autocommit(self, value)
 
+    #: psycopg2's own, without a property of ours in between.
+    _driver_status = _descriptors.status
+
     @property
     def status(self) -> int:
         """As psycopg2's; STATUS_BEGIN in a transaction block, also before its first statement."""

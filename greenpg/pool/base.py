@@ -111,6 +111,7 @@ class BasePool(Notifying):
         self._observer = Observer() if histograms else None
         self._ledger = Ledger(min_size, max_size, keeps_idle=self._keeps_idle)
         self._mutex = hub().mutex()
+        self._current_task = hub().current
         self._stats = Stats()
         self._opener = Opener(self)
         self._keeper = Keeper(self)
@@ -142,6 +143,7 @@ class BasePool(Notifying):
             is_new = self._closed
             if is_new:
                 self._opened, self._closed = True, False
+                self._current_task = hub().current
                 for _ in range(self._ledger.min_size):
                     self._opener.enqueue(self._ledger.reserve())
         if is_new:

@@ -25,7 +25,6 @@ class ConnectionContext:
     def __init__(self, pool: ConnectionPool, timeout: float | None) -> None:
         self._pool = pool
         self._timeout = timeout
-        self._conn: Any = None
 
     def __enter__(self) -> Any:
         self._conn = conn = self._pool._lend(self._timeout)

@@ -106,6 +106,8 @@ class Ledger:
         #: Not a dict: taking the first key again and again gets slow there.
         self.line: OrderedDict[Event, None] = OrderedDict()
         self._size_when_shrunk = 0
+        #: It was made smaller, and what was lent then has to come back.
+        self._is_shrinking = False
 
     @property
     def size(self) -> int:
@@ -124,7 +126,12 @@ class Ledger:
             surplus.append(self.idle[0])
             self.remove(self.idle[0])
         self._size_when_shrunk = len(self.slots)
+        self._is_shrinking = len(self.slots) > max_size
         return surplus
+
+    def _is_too_many(self) -> bool:
+        self._is_shrinking = len(self.slots) > self.max_size
+        return self._is_shrinking
 
     @property
     def lent_count(self) -> int:
@@ -152,7 +159,7 @@ class Ledger:
 
         False: it is neither wanted nor kept, and out of the table; the caller has to close it.
         """
-        if len(self.slots) > self.max_size:  # the pool was made smaller
+        if self._is_shrinking and self._is_too_many():
             self.remove(slot)
             return False
         if slot.state is not LENT:

@@ -20,7 +20,7 @@ from .contexts import ConnectionContext, CursorContext, TransactionContext
 from .healing import check_idle_connections, ensure_healthy, ping
 from .ledger import Slot
 from .parameters import check_not_negative
-from .returning import IDLE_STATUS, clean_up, close_quietly
+from .returning import IDLE_STATUS, READY, clean_up, close_quietly
 from .running import first_value, run_one_shot, run_repeatedly
 from .streaming import Stream
 from .waiting import report_if_holder, wait_in_line
@@ -158,25 +158,23 @@ class ConnectionPool(BasePool):
         return conn
 
     def _lend(self, timeout: float | None) -> Any:
-        if timeout is None:
-            timeout = self.timeout
-        elif not timeout >= 0:
+        if timeout is not None and not timeout >= 0:
             check_not_negative(timeout=timeout)
         self._stats.requests_num += 1
-        if self._closed:
-            self._open_if_needed()
         ledger, slot = self._ledger, None
         if ledger.idle:
             with self._mutex:
                 slot = ledger.take()
         if slot is None:
-            slot = wait_in_line(self, timeout)
+            if self._closed:
+                self._open_if_needed()
+            slot = wait_in_line(self, self.timeout if timeout is None else timeout)
         now = time.monotonic()
         if now > slot.trusted_until:
-            slot = ensure_healthy(self, slot, now, timeout)
+            slot = ensure_healthy(self, slot, now, self.timeout if timeout is None else timeout)
             now = time.monotonic()
         # From here to the caller nothing suspends, so nobody can be killed with the slot in hand.
-        slot.holder = hub().current()
+        slot.holder = self._current_task()
         slot.lent_at = now
         conn = slot.conn
         conn._pool = self
@@ -211,8 +209,12 @@ class ConnectionPool(BasePool):
             and now < slot.expires_at
             and self._reset is None
             and conn._ride is None
+            and conn._driver_status == READY  # else somebody executed a COMMIT, which psycopg2 doesn't know of
         ):
-            self._pass_on(slot)
+            with self._mutex:  # _pass_on() spelled out
+                is_wanted = self._ledger.give(slot)
+            if not is_wanted:
+                close_quietly(conn)
         else:
             clean_up(self, slot)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("greenpg.pool")
 
 IDLE_STATUS = extensions.TRANSACTION_STATUS_IDLE
+READY = extensions.STATUS_READY
 _STATUS_NAMES = {
     extensions.TRANSACTION_STATUS_IDLE: "IDLE",
     extensions.TRANSACTION_STATUS_ACTIVE: "ACTIVE",
@@ -83,8 +84,9 @@ def _clean(pool: BasePool, slot: Slot) -> bool:
         pool._stats.returns_bad += 1
         logger.warning("pool %r: closing connection returned while a statement was running: %s", pool.name, conn)
         return False
-    if status != IDLE_STATUS or conn._ride is not None:
-        logger.warning("pool %r: rolling back returned connection: %s", pool.name, conn)
+    if status != IDLE_STATUS or conn._ride is not None or conn._driver_status != READY:
+        if status != IDLE_STATUS:
+            logger.warning("pool %r: rolling back returned connection: %s", pool.name, conn)
         try:
             _roll_back(conn)
         except Exception as error:
@@ -101,7 +103,7 @@ def _roll_back(conn: Any) -> None:
         conn._ride.end(commit=False)
         conn._transactions.clear()
     else:
-        if conn.status == extensions.STATUS_READY:  # somebody executed a BEGIN, which psycopg2 doesn't know of
+        if conn._driver_status == READY:  # somebody executed a BEGIN, which psycopg2 doesn't know of
             with conn.cursor() as cur:
                 cur.execute("ROLLBACK")
         conn.rollback()
