@@ -75,7 +75,9 @@ def _join(pool: ConnectionPool, event: Event, timeout: float) -> bool:
 
 def report_if_holder(pool: ConnectionPool, task: object | None) -> None:
     """Does the task (None: the running one), which has waited for a moment, hold a connection? Doesn't suspend."""
-    ledger, task = pool._ledger, task or hub().current()
+    ledger = pool._ledger
+    if task is None:
+        task = hub().current()
     if len(ledger.slots) >= ledger.max_size and any(slot.holder == task for slot in list(ledger.slots)):
         hub().spawn(  # logging may suspend
             logger.warning,
