@@ -84,15 +84,23 @@ class CheckingMutex:
         self._mutex = mutex
         self._check = check
 
+    def acquire(self):
+        return self._mutex.acquire()
+
+    def release(self):
+        try:
+            self._check()
+        finally:
+            self._mutex.release()
+
     def __enter__(self):
-        return self._mutex.__enter__()
+        return self.acquire()
 
     def __exit__(self, *exc_info):
-        try:
-            if exc_info == (None, None, None):
-                self._check()
-        finally:
-            self._mutex.__exit__(*exc_info)
+        if exc_info == (None, None, None):
+            self.release()
+        else:
+            self._mutex.release()
 
 
 def seconds_busy():

@@ -127,14 +127,20 @@ class SimulatedMutex:
     def __init__(self):
         self._holder = None
 
-    def __enter__(self):
+    def acquire(self):
         assert self._holder is None, "suspended with the mutex held"
         self._holder = greenlet.getcurrent()
         return True
 
-    def __exit__(self, *exc_info):
+    def release(self):
         assert self._holder is greenlet.getcurrent()
         self._holder = None
+
+    def __enter__(self):
+        return self.acquire()
+
+    def __exit__(self, *exc_info):
+        self.release()
 
 
 class SimulatedEvent:

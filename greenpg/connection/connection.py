@@ -30,6 +30,8 @@ logger = logging.getLogger("greenpg.connection")
 _connection = extensions.connection
 _descriptors: Any = extensions.connection
 _new_cursor: Any = _connection.cursor
+_plain_cursor = extensions.cursor
+_plain_execute = extensions.cursor.execute
 _get_status = _descriptors.status.__get__
 _get_autocommit = _descriptors.autocommit.__get__
 _set_autocommit = _descriptors.autocommit.__set__
@@ -124,7 +126,7 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
 
     def _control(self, statement: str | bytes) -> None:
         """Run a statement of greenpg's own. Suspends; the caller sees to interruptions."""
-        extensions.cursor.execute(_connection.cursor(self, None, extensions.cursor), statement)
+        _plain_execute(_new_cursor(self, None, _plain_cursor), statement)
 
     def __enter__(self) -> Any:
         if self._ride is not None:

@@ -74,7 +74,7 @@ class CursorContext:
                 ride = Ride(conn)
                 ride.session_reset = self._pool._session_reset
                 ride.start()
-            self._cursor = cursor = conn.cursor(cursor_factory=self._cursor_factory)
+            self._cursor = cursor = conn.cursor(None, self._cursor_factory)
         except BaseException:
             self._pool.putconn(conn)
             raise

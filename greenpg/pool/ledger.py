@@ -168,7 +168,7 @@ class Ledger:
             self.resetting.discard(slot)
         if self.line and not self.is_paused:
             slot.state = LENT
-            self.line.popitem(last=False)[0].set(slot)
+            self.line.popitem(False)[0].set(slot)  # the first, not the last
         elif self.keeps_idle:
             slot.state = IDLE
             self.idle.append(slot)
