@@ -23,13 +23,13 @@ from .parameters import check_not_negative
 from .returning import IDLE_STATUS, READY, clean_up, close_quietly
 from .running import first_value, run_one_shot, run_repeatedly
 from .streaming import Stream
-from .waiting import report_if_holder, wait_in_line
+from .waiting import report_deadlock, wait_in_line
 
 T = TypeVar("T")
 
 logger = logging.getLogger("greenpg.pool")
 
-_ROWCOUNT = operator.attrgetter("rowcount")
+_HOLDER, _ROWCOUNT = operator.attrgetter("holder"), operator.attrgetter("rowcount")
 _FETCHONE, _FETCHALL = operator.methodcaller("fetchone"), operator.methodcaller("fetchall")
 
 
@@ -187,7 +187,9 @@ class ConnectionPool(BasePool):
         return conn
 
     def _on_delay(self, task: object | None) -> None:
-        report_if_holder(self, task)
+        """A request has waited for a moment (see `hubs.Event`): is its task one that holds a connection?"""
+        if (hub().current() if task is None else task) in map(_HOLDER, list(self._ledger.slots)):
+            report_deadlock(self, task)
 
     def putconn(self, conn: Any) -> None:
         """Give a borrowed connection back; an open transaction is rolled back, a broken connection replaced.

@@ -76,17 +76,15 @@ def _join(pool: ConnectionPool, event: Event, timeout: float) -> bool:
     raise timeout_error(pool, timeout)
 
 
-def report_if_holder(pool: ConnectionPool, task: object | None) -> None:
-    """Does the task (None: the running one), which has waited for a moment, hold a connection? Doesn't suspend."""
+def report_deadlock(pool: ConnectionPool, task: object | None) -> None:
+    """The task (None: the running one) holds a connection and waits for another one. Doesn't suspend."""
     ledger = pool._ledger
-    if task is None:
-        task = hub().current()
-    if len(ledger.slots) >= ledger.max_size and any(slot.holder == task for slot in list(ledger.slots)):
+    if len(ledger.slots) >= ledger.max_size:
         hub().spawn(  # logging may suspend
             logger.warning,
             "pool %r: probable deadlock: %s holds a connection and waits for another one, and all %d are taken",
             pool.name,
-            hub().describe(task),
+            hub().describe(hub().current() if task is None else task),
             ledger.size,
         )
 
