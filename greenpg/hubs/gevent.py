@@ -48,18 +48,18 @@ class GeventFdWaiter:
         self._natives = natives
         self._native: FdWaiter | None = None
 
-    # The two waits are spelled out, since every statement of every connection runs through one of them. A greenlet's
-    # parent is mostly the hub of its thread, and takes a third of the time to ask for.
+    # The two waits are spelled out, since every statement of every connection runs through one of them.
 
     def wait_read(self, deadline: float | None = None) -> bool:
-        hub, task = self._hub, getcurrent()
-        if task.parent is not hub and get_hub_if_exists() is not hub:
+        hub = self._hub
+        if get_hub_if_exists() is not hub:
             return self._elsewhere().wait_read(deadline)
         watcher = self._reader
         if watcher is None:
             watcher = self._reader = hub.loop.io(self._fd, _READ)
         if watcher.active:
             raise RuntimeError(f"another task is waiting for file descriptor {self._fd}")
+        task = getcurrent()
         watcher.start(task.switch)
         try:
             if deadline is None:
@@ -70,14 +70,15 @@ class GeventFdWaiter:
             watcher.stop()
 
     def wait_write(self, deadline: float | None = None) -> bool:
-        hub, task = self._hub, getcurrent()
-        if task.parent is not hub and get_hub_if_exists() is not hub:
+        hub = self._hub
+        if get_hub_if_exists() is not hub:
             return self._elsewhere().wait_write(deadline)
         watcher = self._writer
         if watcher is None:
             watcher = self._writer = hub.loop.io(self._fd, _WRITE)
         if watcher.active:
             raise RuntimeError(f"another task is waiting for file descriptor {self._fd}")
+        task = getcurrent()
         watcher.start(task.switch)
         try:
             if deadline is None:
@@ -177,7 +178,7 @@ class GeventEvent:
         if task is None or self._wakeup is not None:
             return
         hub = self._hub
-        if getcurrent().parent is hub or get_hub_if_exists() is hub:
+        if get_hub_if_exists() is hub:
             self._wakeup = hub.loop.run_callback(task.switch)
         else:
             hub.loop.run_callback_threadsafe(self.wake)
@@ -253,9 +254,7 @@ class GeventHub:
         return self._natives.is_readable(fd)
 
     def event(self) -> Event:
-        hub = getcurrent().parent
-        if hub.__class__ is not _Loop:
-            hub = self._loop()
+        hub = get_hub_if_exists() or self._loop()
         return self._natives.event() if hub is None else GeventEvent(hub)
 
     def mutex(self) -> Any:
