@@ -68,9 +68,9 @@ class CursorContext:
         self._conn = conn = self._pool._lend(self._timeout)
         self._lent_at = conn._slot.lent_at
         try:
+            if not conn._hides_autocommit:
+                hide_autocommit(conn)
             if conn._hides_autocommit or not conn.autocommit:
-                if not conn._hides_autocommit:
-                    hide_autocommit(conn)
                 ride = Ride(conn)
                 ride.session_reset = self._pool._session_reset
                 ride.start()
@@ -99,42 +99,43 @@ class CursorContext:
             self._pool.putconn(conn)
 
 
-class TransactionContext:
+class TransactionContext(ConnectionContext):
     """Lends a connection for a transaction block, `conn.transaction()`."""
 
-    __slots__ = ("_lending", "_options", "_pool", "_transaction")
+    __slots__ = ("_options", "_transaction")
 
     def __init__(self, pool: ConnectionPool, timeout: float | None, options: dict[str, Any]) -> None:
-        self._pool = pool
-        self._lending = ConnectionContext(pool, timeout)
+        super().__init__(pool, timeout)
         self._options = options
         self._transaction: Any = None
 
     def __enter__(self) -> Any:
-        conn = self._lending.__enter__()
+        # Not super().__enter__(), which would show the autocommit that is to be hidden.
+        self._conn = conn = self._pool._lend(self._timeout)
+        self._lent_at = conn._slot.lent_at
         try:
-            if not conn.autocommit:
+            if not conn._hides_autocommit:
                 hide_autocommit(conn)
             self._transaction = conn.transaction(**self._options)
             self._transaction.__enter__()
             conn._ride.session_reset = self._pool._session_reset
         except BaseException:
-            self._lending.__exit__(*sys.exc_info())
+            super().__exit__(*sys.exc_info())
             raise
         return conn
 
-    def __exit__(
+    def __exit__(  # type: ignore[override]  # the others never settle an error
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         transaction, self._transaction = self._transaction, None
         try:
             is_settled: bool = transaction.__exit__(exc_type, exc, traceback)
         except BaseException:
-            self._lending.__exit__(*sys.exc_info())
+            super().__exit__(*sys.exc_info())
             raise
         if is_settled:
             exc_type = exc = traceback = None
-        self._lending.__exit__(exc_type, exc, traceback)
+        super().__exit__(exc_type, exc, traceback)
         return is_settled
 
 
