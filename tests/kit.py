@@ -7,6 +7,10 @@ import time
 from greenpg.hubs import hub
 
 
+class Killed(BaseException):
+    """Thrown into a task, as a kill is."""
+
+
 class Task:
     """A spawned function whose result, or exception, can be asked for."""
 

@@ -2,7 +2,7 @@
 
 import psycopg2
 import pytest
-from kit import Task, run_all, wait_until
+from kit import Killed, Task, run_all, wait_until
 from proxy import Proxy
 from psycopg2 import extensions, extras
 
@@ -10,10 +10,6 @@ import greenpg
 from greenpg.errors import ConnectionInUse, WaitTimeout
 
 green_only = pytest.mark.only_hub("gevent", "eventlet")
-
-
-class Killed(BaseException):
-    """Thrown into a task, as a kill is."""
 
 
 @pytest.fixture

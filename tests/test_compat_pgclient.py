@@ -9,7 +9,7 @@ import psycopg2.errors
 import psycopg2.extras
 import psycopg2.pool
 import pytest
-from kit import Task, run_all, wait_until
+from kit import Killed, Task, run_all, wait_until
 from psycopg2 import extensions
 
 import greenpg
@@ -336,9 +336,6 @@ def test_properties_of_0_2_3(pg_client):
 
 @green_only
 def test_a_killed_task_costs_no_connection(pg_client):
-    class Killed(BaseException):
-        pass
-
     def work():
         with pg_client.get_cursor() as cursor:
             cursor.execute("SELECT pg_sleep(10)")

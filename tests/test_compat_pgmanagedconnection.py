@@ -4,7 +4,7 @@ import logging
 
 import psycopg2
 import pytest
-from kit import Task, run_all, wait_until
+from kit import Killed, Task, run_all, wait_until
 from psycopg2 import extensions
 
 import greenpg
@@ -137,9 +137,6 @@ def test_settings_are_not_left_to_the_next(manager):
 
 @green_only
 def test_a_kill_is_cleaned_up_after(manager):
-    class Killed(BaseException):
-        pass
-
     def work():
         with manager() as connection:
             connection.cursor().execute("SELECT 1")

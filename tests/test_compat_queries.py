@@ -12,7 +12,7 @@ import psycopg2
 import psycopg2.extras
 import pytest
 import tornado.simple_httpclient  # noqa: F401 - lest it be imported, slowly, in a test
-from kit import Task, run_all, wait_until
+from kit import Killed, Task, run_all, wait_until
 from psycopg2 import extensions
 from tornado import gen, httpclient, httpserver, netutil, web
 
@@ -447,9 +447,6 @@ def test_named_cursors_scroll_and_hold(session):
 
 @green_only
 def test_a_killed_session_gives_its_connection_back(uri):
-    class Killed(BaseException):
-        pass
-
     def work():
         with queries.Session(uri) as session:
             session.query("SELECT pg_sleep(10)")

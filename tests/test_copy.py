@@ -12,7 +12,7 @@ import psycopg2
 import psycopg2.errors
 import psycopg2.extras
 import pytest
-from kit import Task, run_all, usable, wait_until
+from kit import Killed, Task, run_all, usable, wait_until
 from psycopg2 import extensions
 
 import greenpg
@@ -29,10 +29,6 @@ IDLE, ACTIVE, INTRANS, INERROR = (
 )
 # In the select list, generate_series doesn't make its rows beforehand.
 ENDLESS = "COPY (SELECT generate_series(1, 100000000), repeat('x', 100)) TO STDOUT"
-
-
-class Killed(BaseException):
-    """Thrown into a task, as a kill is."""
 
 
 @pytest.fixture

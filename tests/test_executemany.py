@@ -8,7 +8,7 @@ import psycopg2
 import psycopg2.errors
 import psycopg2.extras
 import pytest
-from kit import Task, run_all, wait_until
+from kit import Killed, Task, run_all, wait_until
 from psycopg2 import extensions, sql
 
 import greenpg
@@ -24,10 +24,6 @@ IDLE, ACTIVE, INTRANS, INERROR = (
     extensions.TRANSACTION_STATUS_INERROR,
 )
 INSERT = "INSERT INTO item (id, name) VALUES (%s, %s)"
-
-
-class Killed(BaseException):
-    """Thrown into a task, as a kill is."""
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import psycopg2
 import psycopg2.extras
 import pytest
-from kit import Task
+from kit import Killed, Task
 from psycopg2 import extensions
 
 import greenpg
@@ -19,10 +19,6 @@ FACTORIES = [
     psycopg2.extras.LoggingCursor,
 ]
 SELECT = "SELECT n AS id, 'name ' || n AS name FROM generate_series(1, %s) AS n"
-
-
-class Killed(BaseException):
-    """Thrown into a task, as a kill is."""
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from kit import Task, run_all, wait_until
+from kit import Killed, Task, run_all, wait_until
 
 from greenpg.hubs import hub
 
@@ -103,9 +103,6 @@ def test_second_waiter_on_one_descriptor_is_refused(pair, waiter):
 
 @green_only
 def test_kill_comes_out_of_a_wait_and_leaves_nothing_behind(pair, waiter):
-    class Killed(BaseException):
-        pass
-
     task = Task(waiter.wait_read)
     hub().sleep(0.01)
     task.throw(Killed)
@@ -152,9 +149,6 @@ def test_event_gives_up_at_the_deadline():
 
 @green_only
 def test_event_set_for_a_task_that_was_killed_wakes_nobody():
-    class Killed(BaseException):
-        pass
-
     event, log = hub().event(), []
 
     def wait():

@@ -6,7 +6,7 @@ import time
 
 import psycopg2
 import pytest
-from kit import Task, run_all, usable, wait_until
+from kit import Killed, Task, run_all, usable, wait_until
 from psycopg2 import extensions
 
 import greenpg
@@ -16,10 +16,6 @@ from greenpg.hubs import hub
 
 green_only = pytest.mark.only_hub("gevent", "eventlet")
 pytestmark = green_only
-
-
-class Killed(BaseException):
-    """Thrown into a task, as a kill is."""
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import weakref
 
 import psycopg2
 import pytest
-from kit import Task, run_all, wait_until
+from kit import Killed, Task, run_all, wait_until
 from proxy import Proxy
 from psycopg2 import extensions
 
@@ -16,10 +16,6 @@ from greenpg.hubs import hub
 from greenpg.shared import reader as reader_module
 
 green_only = pytest.mark.only_hub("gevent", "eventlet")
-
-
-class Killed(BaseException):
-    """Thrown into a task, as a kill is."""
 
 
 @pytest.fixture

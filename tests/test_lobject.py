@@ -4,7 +4,7 @@ import os
 
 import psycopg2
 import pytest
-from kit import Task, run_all, wait_until
+from kit import Killed, Task, run_all, wait_until
 from psycopg2 import extensions
 
 import greenpg
@@ -13,10 +13,6 @@ from greenpg.errors import ConnectionInUse
 from greenpg.hubs import hub
 
 green_only = pytest.mark.only_hub("gevent", "eventlet")
-
-
-class Killed(BaseException):
-    """Thrown into a task, as a kill is."""
 
 
 @pytest.fixture

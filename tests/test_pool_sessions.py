@@ -5,7 +5,7 @@ import contextlib
 import psycopg2
 import pytest
 from counting import RoundTripCounter
-from kit import Task, wait_until
+from kit import Killed, Task, wait_until
 from psycopg2 import errors, extensions
 
 import greenpg
@@ -54,10 +54,6 @@ def pool(make_pool):
         conn.commit()
 
     return make_pool(min_size=1, reset="session", configure=configure)
-
-
-class Killed(BaseException):
-    pass
 
 
 def check_traces(pool):

@@ -6,7 +6,7 @@ import os
 import psycopg2
 import psycopg2.extras
 import pytest
-from kit import Task, wait_until
+from kit import Killed, Task, wait_until
 from psycopg2 import extensions, sql
 from psycopg2.extras import LogicalReplicationConnection, PhysicalReplicationConnection, StopReplication
 
@@ -17,10 +17,6 @@ from greenpg.hubs import hub
 
 green_only = pytest.mark.only_hub("gevent", "eventlet")
 names = itertools.count(1)
-
-
-class Killed(BaseException):
-    """Thrown into a task, as a kill is."""
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import random
 
 import psycopg2
 import pytest
-from kit import Task, run_all, wait_until
+from kit import Killed, Task, run_all, wait_until
 from proxy import Proxy
 from psycopg2 import extensions, extras
 
@@ -18,10 +18,6 @@ green_only = pytest.mark.only_hub("gevent", "eventlet")
 LEFT_OPEN = r"^Did not commit or rollback open transaction before releasing connection\.$"
 
 INTRANS, IDLE = extensions.TRANSACTION_STATUS_INTRANS, extensions.TRANSACTION_STATUS_IDLE
-
-
-class Killed(BaseException):
-    """Thrown into a task, as a kill is."""
 
 
 @pytest.fixture

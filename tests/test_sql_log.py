@@ -6,7 +6,7 @@ import psycopg2
 import psycopg2.extras
 import psycopg2.sql
 import pytest
-from kit import Task, wait_until
+from kit import Killed, Task, wait_until
 
 import greenpg
 
@@ -155,9 +155,6 @@ def test_as_a_pools_configure(make_pool, caplog):
 @pytest.mark.only_hub("gevent", "eventlet")
 def test_a_killed_statement_is_logged_and_the_kill_goes_on(logged):
     conn, lines = logged()
-
-    class Killed(BaseException):
-        pass
 
     task = Task(lambda: conn.cursor().execute("SELECT pg_sleep(10)"))
     wait_until(lambda: conn._owner is not None and conn.info.transaction_status == 1)

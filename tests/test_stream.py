@@ -7,7 +7,7 @@ import psycopg2
 import psycopg2.errors
 import psycopg2.extras
 import pytest
-from kit import Task, run_all, wait_until
+from kit import Killed, Task, run_all, wait_until
 from psycopg2 import extensions
 
 from greenpg import PoolTimeout
@@ -16,10 +16,6 @@ from greenpg.hubs import hub
 
 green_only = pytest.mark.only_hub("gevent", "eventlet")
 NUMBERS = "SELECT generate_series(1, %s)"
-
-
-class Killed(BaseException):
-    """Thrown into a task, as a kill is."""
 
 
 @pytest.fixture

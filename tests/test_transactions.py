@@ -6,7 +6,7 @@ import psycopg2
 import psycopg2.extras
 import pytest
 from counting import RoundTripCounter
-from kit import Task, run_all, wait_until
+from kit import Killed, Task, run_all, wait_until
 from psycopg2 import errors, extensions, sql
 
 import greenpg
@@ -424,9 +424,6 @@ def test_range_and_json_registration_inside(conn):
 
 @green_only
 def test_kill_in_the_first_statement(make_pool):
-    class Killed(BaseException):
-        pass
-
     pool = make_pool(min_size=1)
 
     def work():

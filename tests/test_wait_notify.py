@@ -4,17 +4,13 @@ from collections import deque
 
 import psycopg2
 import pytest
-from kit import Task, wait_until
+from kit import Killed, Task, wait_until
 from psycopg2 import extensions
 
 import greenpg
 from greenpg.errors import ConnectionInUse
 
 green_only = pytest.mark.only_hub("gevent", "eventlet")
-
-
-class Killed(BaseException):
-    """Thrown into a task, as a kill is."""
 
 
 @pytest.fixture
