@@ -166,6 +166,13 @@ def current_host(pgconn: int) -> tuple[str, str, str]:
     return host.decode(), address.decode(), port.decode()
 
 
+def overwrite_error_field(result: int, name: str, value: bytes) -> None:
+    """Write another value over a field of an error, which must be set, and at least as long."""
+    find = _handles()[0]["PQresultErrorField"]
+    find.restype, find.argtypes = _pointer, [_pointer, _int]  # an address, not a copy
+    ctypes.memmove(find(result, ord(DIAGNOSTICS[name])), value + b"\0", len(value) + 1)
+
+
 def text_buffer(size: int) -> Any:
     """Memory for a message that a function writes; `.value` is the message, as bytes."""
     return ctypes.create_string_buffer(size)

@@ -291,6 +291,10 @@ def test_leaving_a_block_on_a_closed_connection_does_not_raise(make_pool):
     with pytest.raises(ZeroDivisionError), pool.connection() as conn:
         conn.close()
         1 / 0  # noqa: B018
+    with pytest.raises(psycopg2.InterfaceError, match="already closed") as caught, pool.connection() as conn:
+        conn.execute("SELECT 1")
+        conn.close()
+    assert greenpg.errors.commit_outcome(caught.value) == greenpg.errors.UNKNOWN
     with pool.cursor() as cur:
         cur.execute("SELECT 1")
 
@@ -341,7 +345,7 @@ def test_configure_and_reset_and_autocommit(make_pool):
         with conn.cursor() as cur:
             cur.execute("SHOW my.setting")
             assert cur.fetchone() == ("configured",)
-    assert resets == [conn]
+    wait_until(lambda: resets == [conn])
 
 
 def test_configure_that_leaves_a_transaction_open(make_pool, caplog):
@@ -355,7 +359,7 @@ def test_reset_that_fails_discards_the_connection(make_pool, reset, caplog):
     pool = make_pool(min_size=1, reset=reset)
     with pool.connection() as conn:
         pass
-    assert conn.closed
+    wait_until(lambda: conn.closed)
     assert "division by zero" in caplog.text or "left in status INTRANS by reset function" in caplog.text
     wait_until(lambda: pool.get_stats()["pool_available"] == 1)
 

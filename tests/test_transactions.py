@@ -89,7 +89,7 @@ def test_round_trips(counted):
     assert counter.of(lambda: pool.execute("SELECT 1")) == 1
     assert counter.of(lambda: pool.fetchval("SELECT 1")) == 1
     assert counter.of(lambda: pool.putconn(pool.getconn())) == 0
-    assert counter.of(plain) == 3, "psycopg2's own"
+    assert counter.of(plain) == 2
 
 
 def test_round_trips_of_executemany(counted, table, admin):
@@ -407,9 +407,10 @@ def test_failed_commit(conn, admin, table):
 
 
 def test_connection_closed_inside(conn):
-    with conn.transaction():
+    with pytest.raises(psycopg2.InterfaceError, match="already closed") as caught, conn.transaction():
         conn.cursor().execute("SELECT 1")
         conn.close()
+    assert greenpg.errors.commit_outcome(caught.value) == greenpg.errors.UNKNOWN
     with pytest.raises(psycopg2.InterfaceError):
         conn.transaction().__enter__()
 
@@ -723,25 +724,53 @@ def test_after_any_use_autocommit_is_off(make_pool, table, admin, lends):
     assert pool.get_stats()["connections_num"] == 1
 
 
-def test_autocommit_that_a_borrower_has_set_stays(make_pool, table, admin):
-    pool = make_pool(min_size=1)
-    pool.execute("SELECT 1")
+def make_mischief(conn):
+    conn.set_session("SERIALIZABLE", readonly=True, deferrable=True)
+    conn.autocommit = True
+    conn.set_client_encoding("LATIN1")
+    conn.cursor_factory = psycopg2.extras.DictCursor
+    conn.notices = []
+    conn.notifies = []
+    conn.statement_deadline = 7
+    conn.deadline(9).__enter__()
+    conn.execute("DO $$ BEGIN RAISE NOTICE 'mine'; END $$")
+
+
+def settings_of(conn):
+    return (
+        (conn.isolation_level, conn.readonly, conn.deferrable, conn.autocommit, conn.encoding, conn.cursor_factory),
+        (conn.statement_deadline, conn._deadlines and len(conn._deadlines._blocks), list(conn.notices)),
+    )
+
+
+@pytest.mark.parametrize("is_autocommit", [False, True])
+@pytest.mark.parametrize("is_configured", [False, True])
+@pytest.mark.parametrize("reset", ["rollback", "session", lambda conn: None])
+def test_settings_that_a_borrower_leaves_are_put_back(make_pool, reset, is_configured, is_autocommit):
+    def configure(conn):
+        conn.set_session("REPEATABLE READ", readonly=False)
+        conn.cursor_factory = extensions.cursor
+        conn.statement_deadline = 3
+
+    pool = make_pool(
+        min_size=1,
+        reset=reset,
+        configure=configure if is_configured else None,
+        kwargs={"autocommit": True} if is_autocommit else None,
+    )
     with pool.connection() as conn:
-        conn.autocommit = True
-    for use in use_in_turn(pool):
-        if use.__name__ != "in_transaction_of_psycopg2s":  # which needs one
-            use()
-        with pool.connection() as conn:
-            assert conn.autocommit
-    with pytest.raises(ZeroDivisionError), pool.cursor() as cur:
-        insert(cur.connection, 1)
-        1 / 0  # noqa: B018
-    assert rows(admin) == [1]
-    with pool.connection() as conn:
-        conn.autocommit = False
-    pool.execute("SELECT 1")
-    with pool.connection() as conn:
-        assert not conn.autocommit
+        before = settings_of(conn)
+        server_before = conn.execute("SHOW transaction_isolation").fetchone()
+        conn.rollback()
+        make_mischief(conn)
+        assert settings_of(conn) != before
+    with pool.connection() as again:
+        assert again is conn
+        assert settings_of(again) == before
+        assert again.execute("SHOW transaction_isolation").fetchone() == server_before
+        assert again.execute("SHOW transaction_read_only").fetchone() == ("off",)
+        assert again.execute("SHOW client_encoding").fetchone()[0] == "UTF8"
+    assert pool.get_stats()["connections_num"] == 1
 
 
 @pytest.mark.parametrize("lends", ["connection", "getconn"])
@@ -767,19 +796,20 @@ def test_commit_by_hand_does_not_spoil_the_connection(make_pool, table, admin, c
     assert caplog.text.count("rolling back returned connection") == 1, "of the BEGIN by hand"
 
 
-def test_settings_of_the_session_stay_whoever_uses_it(make_pool):
-    pool = make_pool(min_size=1)
-    pool.execute("SELECT 1")
-    with pool.connection() as conn:
-        conn.isolation_level = "SERIALIZABLE"
-    for use in use_in_turn(pool):
+def test_one_shots_obey_the_settings_of_the_session(make_pool, table, admin):
+    pool = make_pool(min_size=1, configure=lambda conn: conn.set_session("SERIALIZABLE", readonly=True))
+    for use in [lambda: None, *use_in_turn(pool)]:
         use()
+        assert pool.fetchval("SHOW transaction_isolation") == "serializable"
         with pool.cursor() as cur:
             cur.execute("SHOW transaction_isolation")
             assert cur.fetchone() == ("serializable",)
         with pool.connection() as conn:
             assert not conn.autocommit
             assert conn.execute("SHOW transaction_isolation").fetchone() == ("serializable",)
+    with pytest.raises(errors.ReadOnlySqlTransaction):
+        pool.execute("INSERT INTO tx VALUES (1)")
+    assert rows(admin) == []
 
 
 def test_callbacks_find_autocommit_off(make_pool):

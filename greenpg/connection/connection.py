@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from types import TracebackType
 from typing import Any
 
 import psycopg2
 from psycopg2 import extensions
 
+from ..driver import driver_status
 from ..errors import COMMITTED, ROLLED_BACK, UNKNOWN, note_commit_outcome
 from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import hub
@@ -17,12 +19,18 @@ from .cancel import CancelRequest, request_cancel, shut_down
 from .composing import compose
 from .cursor import Cursor, ServerCursor
 from .deadlines import DeadlineBlock, checked_seconds, deadlines_of
-from .guarding import guarded_method, guarded_property
+from .guarding import guarded_method, guarded_property, noted_property
 from .lobject import LargeObjectMixin
 from .notifying import NotifyWaits
 from .replication import ReplicationCursor, is_replication_cursor
-from .riding import Ride
-from .transaction import Transaction, forbid_inside, settle_before
+from .session_settings import SessionSettings
+from .transaction import (
+    Blocks,
+    Transaction,
+    forbid_autocommit_inside,
+    forbid_inside,
+    forbid_inside_transaction,
+)
 from .waiting import CopyBlock
 
 logger = logging.getLogger("greenpg.connection")
@@ -30,11 +38,8 @@ logger = logging.getLogger("greenpg.connection")
 _connection = extensions.connection
 _descriptors: Any = extensions.connection
 _new_cursor: Any = _connection.cursor
-_plain_cursor = extensions.cursor
-_plain_execute = extensions.cursor.execute
 _get_status = _descriptors.status.__get__
-_get_autocommit = _descriptors.autocommit.__get__
-_set_autocommit = _descriptors.autocommit.__set__
+_get_cursor_factory = _descriptors.cursor_factory.__get__
 
 #: Seconds that close() waits for a task that it has thrown out of the connection.
 _LEAVE_TIMEOUT = 5.0
@@ -56,10 +61,6 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
     _given_dsn: str | None = None
     #: Known only of connections with a `SqlLog`.
     _last_statement: Any = None
-    #: What a pool that resets sessions found when the connection was new.
-    _initial_session: tuple[Any, ...] = ()
-    #: The server's part of the session has been reset by the last ride, or was not touched in it.
-    _is_session_clean = False
     #: The pool that has lent the connection, while it is lent.
     _pool: Any = None
     #: What goes under the classes of cursors; a log (sql_log.py) brings others.
@@ -68,70 +69,70 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
 
     #: What was opened in a transaction before is not valid any more, like psycopg2's own `mark`.
     _transactions_ended = 0
+    #: It is in psycopg2's own `with conn:`.
+    _is_entered = False
+    #: A setting may have been changed that a pool puts back.
+    _has_altered_settings = False
 
-    #: The transaction block of greenpg's that it is in, and all of them, nested ones included.
-    _ride: Ride | None = None
-    _has_session_settings = False
-    #: Autocommit is off for the user, but on underneath: see riding.py.
-    _hides_autocommit = False
-
-    rollback = guarded_method(_connection, "rollback", ends_transaction=True, in_block=forbid_inside)
-    reset = guarded_method(_connection, "reset", ends_transaction=True, in_block=forbid_inside)
+    rollback = guarded_method(_connection, "rollback", ends_transaction=True, check=forbid_inside)
+    reset = guarded_method(_connection, "reset", ends_transaction=True, check=forbid_inside, alters_settings=True)
     set_client_encoding = guarded_method(
-        _connection, "set_client_encoding", ends_transaction=True, in_block=settle_before
+        _connection,
+        "set_client_encoding",
+        ends_transaction=True,
+        check=forbid_inside_transaction,
+        alters_settings=True,
     )
-    tpc_begin = guarded_method(_connection, "tpc_begin", in_block=settle_before)
+    tpc_begin = guarded_method(_connection, "tpc_begin")
     tpc_prepare = guarded_method(_connection, "tpc_prepare", ends_transaction=True)
     tpc_rollback = guarded_method(_connection, "tpc_rollback", ends_transaction=True)
     tpc_recover = guarded_method(_connection, "tpc_recover")
 
-    isolation_level = guarded_property(_connection, "isolation_level", settle_before)
-    readonly = guarded_property(_connection, "readonly", settle_before)
-    deferrable = guarded_property(_connection, "deferrable", settle_before)
+    autocommit = guarded_property(_connection, "autocommit", check=forbid_autocommit_inside)
+    isolation_level = guarded_property(_connection, "isolation_level")
+    readonly = guarded_property(_connection, "readonly")
+    deferrable = guarded_property(_connection, "deferrable")
 
-    set_session = guarded_method(_connection, "set_session", sets_session=True, in_block=settle_before)
-    set_isolation_level = guarded_method(_connection, "set_isolation_level", sets_session=True, in_block=settle_before)
+    set_session = guarded_method(_connection, "set_session", check=forbid_inside_transaction, alters_settings=True)
+    set_isolation_level = guarded_method(
+        _connection, "set_isolation_level", ends_transaction=True, check=forbid_inside_transaction, alters_settings=True
+    )
+    #: The same for greenpg's own use.
+    _set_session = guarded_method(_connection, "set_session")
 
-    @property
-    def autocommit(self) -> bool:
-        """As psycopg2's; False in a transaction block."""
-        return self._ride is None and not self._hides_autocommit and bool(_get_autocommit(self))
-
-    @autocommit.setter
-    def autocommit(self, value: bool) -> None:
-        self._refuse_if_owned("autocommit = ")
-        if self._ride is not None:
-            settle_before(self, "autocommit")
-        self._hides_autocommit = False
-        _set_autocommit(self, value)
-
-    #: psycopg2's own, without a property of ours in between.
-    _driver_status = _descriptors.status
+    cursor_factory = noted_property(_connection, "cursor_factory")
+    notices = noted_property(_connection, "notices")
+    notifies = noted_property(_connection, "notifies")
 
     @property
     def status(self) -> int:
         """As psycopg2's; STATUS_BEGIN in a transaction block, also before its first statement."""
         status = int(_get_status(self))
-        return extensions.STATUS_BEGIN if status == extensions.STATUS_READY and self._ride is not None else status
+        return extensions.STATUS_BEGIN if status == extensions.STATUS_READY and self._blocks else status
+
+    #: psycopg2's own, without a property of ours in between.
+    _driver_status = _descriptors.status
 
     @functools.cached_property
-    def _transactions(self) -> list[Transaction]:
-        """The blocks that have been entered, the innermost last."""
-        return []
+    def _blocks(self) -> Blocks:
+        return Blocks()
 
-    def _let_psycopg2_begin(self) -> None:
-        """Before psycopg2's C code sends a statement that BEGIN can't ride on. Doesn't suspend."""
-        if self._ride is not None and self._ride.is_pending:
-            self._ride.go_native()
-
-    def _control(self, statement: str | bytes) -> None:
-        """Run a statement of greenpg's own. Suspends; the caller sees to interruptions."""
-        _plain_execute(_new_cursor(self, None, _plain_cursor), statement)
+    @functools.cached_property
+    def _status_word(self) -> Any:
+        """psycopg2's `status`, to be written; None where that isn't possible: see driver.py."""
+        return driver_status.word_of(self)
 
     def __enter__(self) -> Any:
-        if self._ride is not None:
-            forbid_inside(self, "with connection: ")
-        return _connection.__enter__(self)
+        forbid_inside(self, "with connection: ")
+        entered = _connection.__enter__(self)
+        self._is_entered = True
+        return entered
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._is_entered = False
+        return _connection.__exit__(self, exc_type, exc, traceback)
 
     def transaction(
         self,
@@ -161,8 +162,7 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
         Interrupted, it waits for the outcome all the same (5 s at most), then raises what interrupted it;
         `errors.commit_outcome(exception)` says what has become of the transaction.
         """
-        if self._ride is not None:
-            forbid_inside(self, "commit")
+        forbid_inside(self, "commit")
         if _get_status(self) == extensions.STATUS_READY:
             # Nothing to wait for, and a task that does it in a loop would keep all others from running.
             hub().sleep(0)
@@ -172,27 +172,19 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
         """Commit a two-phase transaction, as psycopg2's. Suspends; interrupted, it does as `commit()`."""
         self._end_transaction("tpc_commit", *xid)
 
-    def _end_transaction(self, name: str, *args: Any, statement: str | None = None) -> bool:
-        """Call psycopg2's method of that name, or run the statement; note a COMMIT's outcome on what is raised.
-
-        False if the transaction has ended as asked, but something that the statement does after it has failed.
-        """
+    def _end_transaction(self, name: str, *args: Any) -> None:
+        """Call psycopg2's method of that name; note a COMMIT's outcome on what is raised."""
         if self._owner is not None:
             self._refuse_if_owned(name)
+        # The server rolls a transaction in error back, whatever it is told, and psycopg2 says nothing.
+        is_failed = self.get_transaction_status() == extensions.TRANSACTION_STATUS_INERROR
+        outcome: str | None = ROLLED_BACK if is_failed else COMMITTED
+        outer_call = self._call
         self._call = name
         self._transactions_ended += 1
-        outcome: str | None = COMMITTED
         try:
-            if statement is not None:
-                self._control(statement)
-            else:
-                getattr(_connection, name)(self, *args)
-            return True
+            getattr(_connection, name)(self, *args)
         except BaseException as error:
-            if statement is not None and self.get_transaction_status() == extensions.TRANSACTION_STATUS_INERROR:
-                # Another transaction is: the server drops what comes after a COMMIT that fails.
-                logger.warning("%s: what was to be done after the %s failed: %s", self, name, str(error).strip())
-                return False
             if isinstance(error, psycopg2.ProgrammingError | psycopg2.InterfaceError) and error.pgcode is None:
                 outcome = None  # psycopg2 has refused to do it
             else:
@@ -203,7 +195,7 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
                 name_by_sqlstate(error)
             raise error
         finally:
-            self._call = None
+            self._call = outer_call
             if self._interruption is not None:
                 if name.endswith("commit") and outcome is not None:
                     note_commit_outcome(self._interruption, outcome)
@@ -284,6 +276,21 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
     @statement_deadline.setter
     def statement_deadline(self, seconds: float | None) -> None:
         deadlines_of(self).per_statement = None if seconds is None else checked_seconds(seconds)
+        self._has_altered_settings = True
+
+    def _forget_deadlines(self) -> None:
+        """Also those of blocks that nobody will leave."""
+        self._deadlines = None
+
+    def _settings(self) -> SessionSettings:
+        """What a pool notes, in order to put it back with `_put_back()`."""
+        settings = SessionSettings.of(self)
+        self._has_altered_settings = False
+        return settings
+
+    def _put_back(self, settings: SessionSettings) -> None:
+        settings.put_back(self)
+        self._has_altered_settings = False
 
     @property
     def connection(self) -> Connection:
@@ -300,7 +307,7 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
         self, name: Any = None, cursor_factory: Any = None, withhold: bool = False, scrollable: bool | None = None
     ) -> Any:
         """A cursor, as psycopg2's: of `cursor_factory`, or else the connection's, with greenpg's methods under it."""
-        factory = cursor_factory or self.cursor_factory
+        factory = cursor_factory or _get_cursor_factory(self)
         if factory is None and name is None and not withhold and scrollable is None:
             return _new_cursor(self, None, self._client_cursor)
         green = self._client_cursor if name is None else self._server_cursor

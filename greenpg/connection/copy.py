@@ -53,7 +53,6 @@ class Copy(CopyBlock):
 
     def __enter__(self) -> Copy:
         conn = self._conn
-        conn._let_psycopg2_begin()
         deadline = self._start()
         self._task = hub().current()
         conn._owner = self

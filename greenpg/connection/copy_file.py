@@ -198,7 +198,6 @@ def _run(cursor: Any, name: str, sql: Any, file: Any, size: int) -> None:
     conn = cursor.connection
     if conn.status == extensions.STATUS_PREPARED:
         raise psycopg2.ProgrammingError(f"{name} cannot be used with a prepared two-phase transaction")
-    conn._let_psycopg2_begin()
     if cursor.name is not None:  # execute() would make a server-side cursor of it
         cursor = extensions.connection.cursor(conn, None, _cursor)
     copy = conn._file_copy = FileCopy(file, size)

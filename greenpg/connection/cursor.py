@@ -14,10 +14,13 @@ from .copying import end_stray_copy
 from .executemany import run_pages
 from .fetching import BIG_ROWS, fetch_in_turns, iterate_in_turns
 from .guarding import guarded_cursor_method
+from .lazy_begin import execute_first
 from .rows import DictFetches
 
 _cursor = extensions.cursor
 _execute = _cursor.execute
+_autocommit: Any = extensions.connection.autocommit.__get__  # type: ignore[attr-defined]
+_READY = extensions.STATUS_READY
 _query: Any = _cursor.query.__get__
 _fetchall = _cursor.fetchall
 _rowcount: Any = _cursor.rowcount.__get__
@@ -34,8 +37,8 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
 
     connection: Any  # a Connection; psycopg2 makes no other with this class
 
-    #: (the message that was sent, the user's statement in it): see riding.py.
-    _ridden: tuple[Any, bytes] | None = None
+    #: (the message that was sent, how many bytes of it aren't the user's): see lazy_begin.py.
+    _prefixed: tuple[bytes, int] | None = None
 
     #: (the query, row count and status) of the last `copy()` block or `executemany()`: psycopg2 saw a part of it only.
     _copied: tuple[Any, int, str | None] | None = None
@@ -47,19 +50,20 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
         conn = self.connection
         if conn._owner is not None:
             conn._refuse_if_owned("execute")
-        ride = conn._ride
-        if ride is not None and ride.is_pending and ride.execute_first(self, query, vars):
-            return
+        outer_call = conn._call  # not None if an adapter of another call's arguments has called this one
         conn._call = "execute"
         try:
-            _execute(self, query, vars)
+            if conn._driver_status == _READY and not _autocommit(conn):
+                execute_first(conn, self, query, vars)
+            else:
+                _execute(self, query, vars)
         except psycopg2.DatabaseError as error:
             if isinstance(error, psycopg2.ProgrammingError):
                 end_stray_copy(conn, error)
             name_by_sqlstate(error)
             raise error
         finally:
-            conn._call = None
+            conn._call = outer_call
             if conn._interruption is not None:
                 conn._raise_interruption()
 
@@ -83,8 +87,6 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
         that can't be adapted nothing is sent. `rowcount` is the sum, -1 if a row has none. For the server a page is one
         message: `statement_timestamp()` is the same for its rows, and `statement_deadline` holds for each page.
         """
-        conn = self.connection
-        conn._let_psycopg2_begin()
         try:
             run_pages(self, query, vars_list)
         except psycopg2.DatabaseError as error:
@@ -103,25 +105,25 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
         return self if rowcount < BIG_ROWS else iterate_in_turns(self, rowcount)
 
     def _note_rowcount(self, rowcount: int) -> None:
-        self._copied = (self.query, rowcount, _statusmessage(self))
+        self._copied = (_query(self), rowcount, _statusmessage(self))
 
     def _note_copy(self, rowcount: int, statusmessage: str) -> None:
-        self._copied = (self.query, rowcount, statusmessage)
+        self._copied = (_query(self), rowcount, statusmessage)
 
-    def _hide_prefix(self, statement: bytes) -> None:
-        self._ridden = (_query(self), statement)
+    def _hide_prefix(self, message: bytes, length: int) -> None:
+        self._prefixed = (message, length)
 
     @property
     def query(self) -> Any:
         """The last statement that was sent, as bytes; as psycopg2's."""
-        query = _query(self)
-        return self._ridden[1] if self._ridden is not None and self._ridden[0] is query else query
+        query, prefixed = _query(self), self._prefixed
+        return query[prefixed[1] :] if prefixed is not None and prefixed[0] is query else query
 
     @property
     def rowcount(self) -> int:
         """Number of rows of the last statement, as psycopg2's; -1 if there is none."""
         copied = self._copied
-        if copied is not None and copied[0] is self.query:
+        if copied is not None and copied[0] is _query(self):
             return copied[1]
         return _rowcount(self)  # type: ignore[no-any-return]
 
@@ -129,7 +131,7 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
     def statusmessage(self) -> str | None:
         """What the server called the last statement, as "COPY 42"; as psycopg2's."""
         copied = self._copied
-        if copied is not None and copied[0] is self.query:
+        if copied is not None and copied[0] is _query(self):
             return copied[2]
         return _statusmessage(self)  # type: ignore[no-any-return]
 
@@ -139,13 +141,8 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
 class ServerCursor(Cursor):
     """psycopg2's named cursor: its fetches talk to the server, so they are guarded as well."""
 
-    def execute(self, query: Any, vars: Any = None) -> None:
-        ride = self.connection._ride
-        if ride is not None:  # DECLARE is written by psycopg2, which wants to be in a transaction of its own
-            self.connection._refuse_if_owned("execute")
-            ride.go_native()
-        super().execute(query, vars)
-
+    # DECLARE is written by psycopg2, which wants to be in a transaction of its own.
+    execute = guarded_cursor_method(_cursor, "execute")
     fetchone = guarded_cursor_method(_cursor, "fetchone")
     fetchmany = guarded_cursor_method(_cursor, "fetchmany")
     fetchall = guarded_cursor_method(_cursor, "fetchall")

@@ -40,7 +40,8 @@ class Deadlines:
         self._blocks.append(block)
 
     def leave(self, block: DeadlineBlock) -> None:
-        self._blocks.remove(block)
+        if block in self._blocks:  # else a pool has ended it, when the connection came back
+            self._blocks.remove(block)
 
 
 class DeadlineBlock:

@@ -16,14 +16,14 @@ def guarded_method(
     name: str,
     *,
     ends_transaction: bool = False,
-    sets_session: bool = False,
-    in_block: Callable[[Any, str], None] | None = None,
+    alters_settings: bool = False,
+    check: Callable[..., None] | None = None,
 ) -> Callable[..., Any]:
     """psycopg2's connection method of that name, guarded.
 
-    Does it end the transaction, if there is one? Does it set what psycopg2 puts into its BEGIN?
+    Does it end the transaction, if there is one? Does it change settings that a pool puts back?
 
-    `in_block` is called in a transaction block of greenpg's, and may refuse.
+    `check` is called with the connection, the name and the arguments before anything happens, and may refuse.
     """
     method = getattr(psycopg2_class, name)
 
@@ -31,20 +31,21 @@ def guarded_method(
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self._owner is not None:
             self._refuse_if_owned(name)
-        if self._ride is not None and in_block is not None:
-            in_block(self, name)
+        if check is not None:
+            check(self, name, *args, **kwargs)
+        outer_call = self._call
         self._call = name
         if ends_transaction:
             self._transactions_ended += 1
-        if sets_session:
-            self._has_session_settings = True
+        if alters_settings:
+            self._has_altered_settings = True
         try:
             return method(self, *args, **kwargs)
         except psycopg2.DatabaseError as error:
             name_by_sqlstate(error)
             raise error
         finally:
-            self._call = None
+            self._call = outer_call
             if self._interruption is not None:
                 self._raise_interruption()
 
@@ -60,7 +61,7 @@ def guarded_cursor_method(psycopg2_class: Any, name: str) -> Callable[..., Any]:
         conn = self.connection
         if conn._owner is not None:
             conn._refuse_if_owned(name)
-        conn._let_psycopg2_begin()
+        outer_call = conn._call
         conn._call = name
         try:
             return method(self, *args, **kwargs)
@@ -68,22 +69,44 @@ def guarded_cursor_method(psycopg2_class: Any, name: str) -> Callable[..., Any]:
             name_by_sqlstate(error)
             raise error
         finally:
-            conn._call = None
+            conn._call = outer_call
             if conn._interruption is not None:
                 conn._raise_interruption()
 
     return call
 
 
-def guarded_property(psycopg2_class: Any, name: str, in_block: Callable[[Any, str], None]) -> Any:
-    """psycopg2's connection attribute of that name, its setter guarded."""
+def noted_property(psycopg2_class: Any, name: str) -> Any:
+    """psycopg2's connection attribute of that name; it is one of those that a pool puts back."""
     descriptor = getattr(psycopg2_class, name)
 
     def assign(self: Any, value: Any) -> None:
-        self._refuse_if_owned(f"{name} = ")
-        if self._ride is not None:
-            in_block(self, name)
-        self._has_session_settings = True
+        self._has_altered_settings = True
         descriptor.__set__(self, value)
+
+    return property(descriptor.__get__, assign, doc=descriptor.__doc__)
+
+
+def guarded_property(psycopg2_class: Any, name: str, check: Callable[..., None] | None = None) -> Any:
+    """psycopg2's connection attribute of that name, its setter guarded; it is one of those that a pool puts back."""
+    descriptor = getattr(psycopg2_class, name)
+
+    def assign(self: Any, value: Any) -> None:
+        if self._owner is not None:
+            self._refuse_if_owned(f"{name} = ")
+        if check is not None:
+            check(self, name, value)
+        outer_call = self._call
+        self._call = name
+        self._has_altered_settings = True
+        try:
+            descriptor.__set__(self, value)
+        except psycopg2.DatabaseError as error:
+            name_by_sqlstate(error)
+            raise error
+        finally:
+            self._call = outer_call
+            if self._interruption is not None:
+                self._raise_interruption()
 
     return property(descriptor.__get__, assign, doc=descriptor.__doc__)

@@ -128,11 +128,6 @@ class NoticeList(list[str]):
         super().append(notice)
         self._new.append(notice)
 
-    def __delitem__(self, index: Any) -> None:
-        if isinstance(index, slice) and index.stop is None and index.start:  # taken back as soon as it came: riding.py
-            del self._new[len(self._new) - len(self[index]) :]
-        super().__delitem__(index)
-
     def take_new(self) -> list[str]:
         new, self._new = self._new, []
         return new

@@ -1,4 +1,4 @@
-"""`conn.transaction()`: psycopg 3's transaction blocks; nested ones are savepoints."""
+"""`conn.transaction()`: psycopg 3's transaction blocks, over psycopg2's own; nested ones are savepoints."""
 
 from __future__ import annotations
 
@@ -7,14 +7,26 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
+import psycopg2.errors
 from psycopg2 import extensions
 
-from .riding import Characteristics, Ride
+from ..errors import ROLLED_BACK, UNKNOWN, is_interruption, note_commit_outcome
 
 if TYPE_CHECKING:
     from .connection import Connection
 
 logger = logging.getLogger("greenpg.connection")
+
+_autocommit: Any = extensions.connection.autocommit.__get__  # type: ignore[attr-defined]
+_READY, _BEGIN = extensions.STATUS_READY, extensions.STATUS_BEGIN
+_IDLE, _INERROR = extensions.TRANSACTION_STATUS_IDLE, extensions.TRANSACTION_STATUS_INERROR
+
+_ISOLATION_LEVELS = {
+    extensions.ISOLATION_LEVEL_READ_UNCOMMITTED: "READ UNCOMMITTED",
+    extensions.ISOLATION_LEVEL_READ_COMMITTED: "READ COMMITTED",
+    extensions.ISOLATION_LEVEL_REPEATABLE_READ: "REPEATABLE READ",
+    extensions.ISOLATION_LEVEL_SERIALIZABLE: "SERIALIZABLE",
+}
 
 
 class Rollback(Exception):
@@ -28,10 +40,25 @@ class Rollback(Exception):
         self.transaction = transaction
 
 
+class Blocks(list[object]):
+    """The transaction blocks that a connection is in, the innermost last."""
+
+    __slots__ = ()
+
+    def leave(self, block: object) -> bool:
+        """False if it isn't the innermost; it is left all the same."""
+        if self and self[-1] is block:
+            self.pop()
+            return True
+        if block in self:
+            self.remove(block)
+        return False
+
+
 class Transaction:
     """See `Connection.transaction()`."""
 
-    __slots__ = ("_characteristics", "_conn", "_force_rollback", "_ride", "_savepoint")
+    __slots__ = ("_characteristics", "_conn", "_force_rollback", "_is_used", "_savepoint", "_session_before")
 
     def __init__(
         self,
@@ -45,10 +72,9 @@ class Transaction:
         self._conn = conn
         self._savepoint = savepoint_name
         self._force_rollback = force_rollback
-        self._ride: Ride | None = None
-        self._characteristics = None
-        if not isolation_level is readonly is deferrable is None:
-            self._characteristics = Characteristics(isolation_level, readonly, deferrable)
+        self._is_used = False
+        self._characteristics = (_checked_isolation_level(isolation_level), readonly, deferrable)
+        self._session_before: tuple[Any, Any, Any, bool] | None = None
 
     @property
     def connection(self) -> Connection:
@@ -62,24 +88,52 @@ class Transaction:
 
     def __enter__(self) -> Transaction:
         conn = self._conn
+        if self._is_used:
+            raise TypeError("transaction blocks can be used only once: call transaction() again")
         if conn.closed:
             raise psycopg2.InterfaceError("connection already closed")
-        is_outermost = conn._ride is None and conn.get_transaction_status() == extensions.TRANSACTION_STATUS_IDLE
-        if is_outermost:
+        if self._is_outermost(conn):
             self._savepoint = None
-            self._ride = Ride(conn, *filter(None, [self._characteristics]))
-            self._ride.start()
+            self._set_session(conn)
         else:
             self._begin_nested(conn)
-        conn._transactions.append(self)
+        self._is_used = True
+        conn._blocks.append(self)
         return self
 
+    @staticmethod
+    def _is_outermost(conn: Connection) -> bool:
+        if conn._blocks or conn._is_entered or conn.get_transaction_status() != _IDLE:
+            return False
+        if conn._driver_status == _BEGIN:  # somebody executed a COMMIT, which psycopg2 doesn't know of
+            conn.rollback()
+        return True
+
+    def _set_session(self, conn: Connection) -> None:
+        """What psycopg2 puts into its BEGIN is, for this block, what the block says. Suspends on an autocommit
+        connection with settings only."""
+        is_autocommit = bool(_autocommit(conn))
+        if not is_autocommit and self._characteristics == (None, None, None):
+            return
+        before = conn.isolation_level, conn.readonly, conn.deferrable, is_autocommit
+        conn._set_session(*self._characteristics, autocommit=False)
+        self._session_before = before
+
+    def _restore_session(self, conn: Connection) -> None:
+        if self._session_before is None or conn.closed or conn._driver_status != _READY:
+            return
+        *characteristics, was_autocommit = self._session_before
+        before = ["DEFAULT" if value is None else value for value in characteristics]
+        if was_autocommit:  # only what differs when autocommit is turned on is told to the server
+            conn._set_session("DEFAULT", "DEFAULT", "DEFAULT")
+        conn._set_session(*before, autocommit=was_autocommit)
+
     def _begin_nested(self, conn: Connection) -> None:
-        if self._characteristics is not None:
+        if self._characteristics != (None, None, None):
             raise psycopg2.ProgrammingError(
                 "isolation_level, readonly and deferrable can be set for an outermost transaction block only"
             )
-        self._savepoint = self._savepoint or f"greenpg_{len(conn._transactions) + 1}"
+        self._savepoint = self._savepoint or f"greenpg_{len(conn._blocks) + 1}"
         self._run(f"SAVEPOINT {self._quoted_savepoint()}")
 
     def _quoted_savepoint(self) -> str:
@@ -92,45 +146,110 @@ class Transaction:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        conn = self._conn
-        if self not in conn._transactions or conn._transactions[-1] is not self:
-            if self in conn._transactions:
-                conn._transactions.remove(self)
+        if not self._conn._blocks.leave(self):
             raise psycopg2.ProgrammingError(
-                "transaction blocks were left in the wrong order: an inner block is still open"
+                "transaction blocks were left in the wrong order: an inner block is still open; leave it, and roll back"
             ) from exc
-        conn._transactions.pop()
         if exc is None:
             self._end(commit=not self._force_rollback)
             return False
+        is_settled = isinstance(exc, Rollback) and exc.transaction in (None, self)
         try:
             self._end(commit=False)
-        except Exception as error:  # the first one says more
-            logger.warning("rollback after %s failed: %s", type(exc).__name__, error)
-        return isinstance(exc, Rollback) and exc.transaction in (None, self)
+        except Exception as error:
+            if is_settled or is_interruption(error):
+                raise
+            logger.warning("rollback after %s failed: %s", type(exc).__name__, error)  # the first one says more
+        return is_settled
 
     def _end(self, commit: bool) -> None:
-        if self._ride is not None:
-            self._ride.end(commit)
-        elif not self._conn.closed:
-            name = self._quoted_savepoint()
-            self._run(f"RELEASE {name}" if commit else f"ROLLBACK TO {name}; RELEASE {name}")
+        conn = self._conn
+        if self._savepoint is not None:
+            self._end_nested(conn, commit)
+            return
+        try:
+            end_transaction(conn, commit)
+        finally:
+            self._restore_session(conn)
+
+    def _end_nested(self, conn: Connection, commit: bool) -> None:
+        if conn.closed:
+            if commit:
+                raise _closed()
+            return
+        name = self._quoted_savepoint()
+        is_failed = conn.get_transaction_status() == _INERROR
+        self._run(f"RELEASE {name}" if commit and not is_failed else f"ROLLBACK TO {name}; RELEASE {name}")
+        if commit and is_failed:
+            raise _failed("rolled back to its beginning instead")
 
 
-def forbid_inside(conn: Any, name: str) -> None:
+def end_transaction(conn: Connection, commit: bool) -> bool:
+    """The end of a block: commit, or roll back, psycopg2's transaction. Suspends if there is one. Was it committed?
+
+    Raises `psycopg2.errors.InFailedSqlTransaction` if a transaction in error, which the server can only roll back, was
+    to be committed, and `psycopg2.InterfaceError` if the connection is closed.
+    """
+    status = conn.get_transaction_status()
+    if status == _IDLE and conn._driver_status == _READY:
+        return False
+    if conn.closed:
+        if commit:
+            raise _closed()
+        return False
+    is_failed = status == _INERROR
+    conn._end_transaction("commit" if commit and not is_failed else "rollback")
+    if commit and is_failed:
+        raise _failed("rolled back instead of committed")
+    return commit
+
+
+def _closed() -> psycopg2.Error:
+    error = psycopg2.InterfaceError("connection already closed when the transaction block was to be committed")
+    note_commit_outcome(error, UNKNOWN)
+    return error
+
+
+def _failed(what: str) -> psycopg2.Error:
+    error = psycopg2.errors.InFailedSqlTransaction(
+        f"the transaction was in error, so it has been {what}: an error of a statement in it was not let out of the "
+        "block"
+    )
+    note_commit_outcome(error, ROLLED_BACK)
+    return error
+
+
+def _checked_isolation_level(level: int | str | None) -> str | None:
+    if isinstance(level, int) and level in _ISOLATION_LEVELS:
+        return _ISOLATION_LEVELS[level]
+    if isinstance(level, str) and level.upper() in _ISOLATION_LEVELS.values():
+        return level.upper()
+    if level is None:
+        return None
+    names = ", ".join(map(repr, _ISOLATION_LEVELS.values()))
+    raise ValueError(f"unknown isolation level {level!r}: use one of {names}, or psycopg2's ISOLATION_LEVEL constants")
+
+
+def forbid_inside(conn: Any, name: str, *args: Any, **kwargs: Any) -> None:
     """ProgrammingError if the connection is in a transaction block, which ends its transaction by itself."""
-    if conn._ride is not None:
+    if conn._blocks:
         raise psycopg2.ProgrammingError(
             f"{name}() is not possible inside a transaction block: leave the block to commit, raise an exception "
             "(greenpg.Rollback for one that goes no further) to roll back"
         )
 
 
-def settle_before(conn: Any, name: str) -> None:
-    """What psycopg2 refuses inside a transaction: done by psycopg2 while nothing has been sent, else refused too."""
-    ride = conn._ride
-    if ride is None or ride.is_native:
-        return
-    if not ride.is_pending:
-        raise psycopg2.ProgrammingError(f"{name} cannot be used inside a transaction")
-    ride.go_native()
+def forbid_autocommit_inside(conn: Any, name: str, value: Any) -> None:
+    """ProgrammingError for turning autocommit on or off in a transaction block: it would end to be one."""
+    if conn._blocks:
+        raise psycopg2.ProgrammingError(f"{name} cannot be used inside a transaction block")
+
+
+def forbid_inside_transaction(conn: Any, name: str, *args: Any, **kwargs: Any) -> None:
+    """ProgrammingError for what makes psycopg2 roll a block's transaction back in silence, or puts it in autocommit."""
+    is_autocommit_asked = kwargs.get("autocommit") is not None or len(args) > 3 or (name, args) == _AUTOCOMMIT_LEVEL
+    if conn._blocks and (conn._driver_status != _READY or is_autocommit_asked):
+        raise psycopg2.ProgrammingError(f"{name} cannot be used inside a transaction block")
+
+
+_AUTOCOMMIT_LEVEL = ("set_isolation_level", (extensions.ISOLATION_LEVEL_AUTOCOMMIT,))

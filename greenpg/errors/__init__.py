@@ -139,3 +139,16 @@ def safe_to_retry(exception: BaseException) -> bool:
 def note_failed_to_connect(exception: BaseException) -> None:
     """Make `safe_to_retry()` say so of the exception."""
     exception._greenpg_failed_to_connect = True  # type: ignore[attr-defined]
+
+
+def note_interruption(exception: BaseException) -> None:
+    """Make `is_interruption()` say so of the exception: it was thrown into a task that waited."""
+    try:
+        exception._greenpg_interruption = True  # type: ignore[attr-defined]
+    except AttributeError:
+        pass
+
+
+def is_interruption(exception: BaseException) -> bool:
+    """Whether it was thrown into the task (a kill, a timeout), whatever its class: nobody may go on after it."""
+    return getattr(exception, "_greenpg_interruption", False)

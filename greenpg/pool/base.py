@@ -23,7 +23,6 @@ from .observing import Observer
 from .opening import Opener
 from .parameters import check_connecting, check_not_negative, check_sizes, resetter
 from .returning import close_quietly
-from .sessions import SESSION_RESET, reset_session
 from .stats import Stats
 
 logger = logging.getLogger("greenpg.pool")
@@ -104,7 +103,6 @@ class BasePool(Notifying):
         self._configure = configure
         self._check = check
         self._reset = resetter(reset)
-        self._session_reset = SESSION_RESET if self._reset is reset_session else ""
         self._reconnect_failed = reconnect_failed
 
         self._trust = _TRUST if check is None else -1.0
@@ -120,6 +118,7 @@ class BasePool(Notifying):
         self._opens_itself = open is None
         self._drained_at = 0.0
         self._filled: list[Event] = []
+        self._at_rest: list[Event] = []
         pools_to_survive_forks.add(self)
         if open:
             self.open()
@@ -188,13 +187,13 @@ class BasePool(Notifying):
 
     def close(self, timeout: float = 5.0) -> None:
         """Close the idle connections, send the waiting tasks away with `PoolClosed`, and let lent connections be
-        closed as they come back. Suspends up to `timeout` seconds for connections that are being opened.
+        closed as they come back. Suspends up to `timeout` seconds for connections that are being opened or reset.
 
         Harmless on a closed pool.
         """
         check_not_negative(timeout=timeout)
         deadline = time.monotonic() + timeout
-        done = hub().event()
+        done, at_rest = hub().event(), hub().event()
         with self._mutex:
             if self._closed:
                 return
@@ -208,12 +207,21 @@ class BasePool(Notifying):
             )
             while self._filled:
                 self._filled.pop().set()
+            self._at_rest.append(at_rest)
+            self._note_rest()
         self._keeper.stop()
         for slot in idle:
             close_quietly(slot.conn)
         if not done.wait(deadline):
             logger.warning("pool %r: still connecting %s s after close()", self.name, timeout)
+        if not at_rest.wait(deadline):
+            logger.warning("pool %r: still resetting connections %s s after close()", self.name, timeout)
         self._close_listener(max(deadline - time.monotonic(), 0.0))
+
+    def _note_rest(self) -> None:
+        """With the mutex held: nothing is being reset any more?"""
+        while self._at_rest and not self._ledger.resetting:
+            self._at_rest.pop().set()
 
     @property
     def closed(self) -> bool:
@@ -261,7 +269,7 @@ class BasePool(Notifying):
             close_quietly(slot.conn)
 
     def _add(self, slot: Slot, conn: Any) -> None:
-        """A new connection for a slot that was OPENING."""
+        """A new connection for a slot that was OPENING, which has its settings already."""
         lifetime = self.max_lifetime * random.uniform(0.95, 1.0)  # lest they all expire together
         conn._slot = slot
         with self._mutex:

@@ -7,9 +7,10 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ..connection.riding import Ride, hide_autocommit, show_autocommit
+from ..connection.transaction import end_transaction
+from ..errors import COMMITTED, commit_outcome, is_interruption, note_commit_outcome
 from .healing import note_error
-from .returning import IDLE_STATUS
+from .returning import READY
 
 if TYPE_CHECKING:
     from .pool import ConnectionPool
@@ -29,8 +30,6 @@ class ConnectionContext:
     def __enter__(self) -> Any:
         self._conn = conn = self._pool._lend(self._timeout)
         self._lent_at = conn._slot.lent_at
-        if conn._hides_autocommit:
-            show_autocommit(conn)
         return conn
 
     def __exit__(
@@ -39,21 +38,14 @@ class ConnectionContext:
         conn = self._conn
         if conn._slot.lent_at != self._lent_at:
             return  # the block has returned it, and it may be somebody else's by now
-        if exc is not None:
-            note_error(self._pool, conn, exc)
-        try:
-            if conn.get_transaction_status() != IDLE_STATUS:
-                finish_transaction(conn, exc_type)
-        finally:
-            # Killed in the commit or not: the pool looks at the connection's state and does what is needed.
-            self._pool.putconn(conn)
+        if exc is None and conn.closed and conn._driver_status == READY:
+            self._pool.putconn(conn)  # the block has closed it, and nothing was open in it
+        else:
+            finish(self._pool, conn, exc)
 
 
 class CursorContext:
-    """Lends a cursor in a transaction of its own: commits at the end, rolls back if the block raises.
-
-    BEGIN rides with the first statement (see connection/riding.py), unless the connections are in autocommit.
-    """
+    """Lends a cursor in a transaction of its own: commits at the end, rolls back if the block raises."""
 
     __slots__ = ("_conn", "_cursor", "_cursor_factory", "_lent_at", "_pool", "_timeout")
 
@@ -68,16 +60,12 @@ class CursorContext:
         self._conn = conn = self._pool._lend(self._timeout)
         self._lent_at = conn._slot.lent_at
         try:
-            if not conn._hides_autocommit:
-                hide_autocommit(conn)
-            if conn._hides_autocommit or not conn.autocommit:
-                ride = Ride(conn)
-                ride.session_reset = self._pool._session_reset
-                ride.start()
             self._cursor = cursor = conn.cursor(None, self._cursor_factory)
         except BaseException:
             self._pool.putconn(conn)
             raise
+        if not conn.autocommit:
+            conn._blocks.append(self)
         return cursor
 
     def __exit__(
@@ -87,16 +75,11 @@ class CursorContext:
         cursor, self._cursor = self._cursor, None
         if conn._slot.lent_at != self._lent_at:
             return
-        if exc is not None:
-            note_error(self._pool, conn, exc)
+        conn._blocks.clear()
         try:
-            if conn._ride is not None:
-                end_ride(conn._ride, exc_type)
-            else:
-                finish_transaction(conn, exc_type)
-            cursor.close()
+            finish(self._pool, conn, exc)
         finally:
-            self._pool.putconn(conn)
+            cursor.close()
 
 
 class TransactionContext(ConnectionContext):
@@ -110,15 +93,10 @@ class TransactionContext(ConnectionContext):
         self._transaction: Any = None
 
     def __enter__(self) -> Any:
-        # Not super().__enter__(), which would show the autocommit that is to be hidden.
-        self._conn = conn = self._pool._lend(self._timeout)
-        self._lent_at = conn._slot.lent_at
+        conn = super().__enter__()
         try:
-            if not conn._hides_autocommit:
-                hide_autocommit(conn)
             self._transaction = conn.transaction(**self._options)
             self._transaction.__enter__()
-            conn._ride.session_reset = self._pool._session_reset
         except BaseException:
             super().__exit__(*sys.exc_info())
             raise
@@ -128,6 +106,8 @@ class TransactionContext(ConnectionContext):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         transaction, self._transaction = self._transaction, None
+        if self._conn._slot.lent_at != self._lent_at:
+            return False
         try:
             is_settled: bool = transaction.__exit__(exc_type, exc, traceback)
         except BaseException:
@@ -139,28 +119,26 @@ class TransactionContext(ConnectionContext):
         return is_settled
 
 
-def end_ride(ride: Ride, exc_type: type[BaseException] | None) -> None:
-    """Commit, or roll back after an error without hiding it. Suspends if anything was sent."""
-    if exc_type is None:
-        ride.end(commit=True)
-        return
+def finish(pool: ConnectionPool, conn: Any, exc: BaseException | None) -> None:
+    """The end of a block that has raised the exception, or None: commit, or roll back without hiding the exception,
+    and give the connection back. Suspends if there is a transaction."""
+    is_committed = False
     try:
-        ride.end(commit=False)
-    except Exception as error:
-        logger.warning("rollback after %s failed: %s", exc_type.__name__, error)
-
-
-def finish_transaction(conn: Any, exc_type: type[BaseException] | None) -> None:
-    """Commit, or roll back after an error without hiding it. Suspends if there is a transaction.
-
-    A connection that is closed has nothing to finish: whatever broke it has been raised to the block already.
-    """
-    if conn.closed or conn.get_transaction_status() == IDLE_STATUS:
-        return
-    if exc_type is None:
-        conn.commit()
-        return
-    try:
-        conn.rollback()
-    except Exception as error:
-        logger.warning("rollback after %s failed: %s", exc_type.__name__, error)
+        if exc is None:
+            is_committed = end_transaction(conn, commit=True)
+        else:
+            note_error(pool, conn, exc)
+            try:
+                end_transaction(conn, commit=False)
+            except Exception as error:
+                if is_interruption(error):
+                    raise
+                logger.warning("rollback after %s failed: %s", type(exc).__name__, error)
+    finally:
+        # Killed in the commit or not: the pool looks at the connection's state and does what is needed.
+        try:
+            pool.putconn(conn)
+        except BaseException as error:
+            if is_committed and commit_outcome(error) is None:
+                note_commit_outcome(error, COMMITTED)
+            raise

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 
-from ..connection.riding import show_autocommit
+from ..connection.lazy_begin import execute_alone
+from ..errors import is_interruption
 from ..hubs import hub
 from .ledger import Slot
 from .opening import Backoff
@@ -62,9 +63,11 @@ def _is_healthy(pool: ConnectionPool, slot: Slot) -> bool:
             ping(conn)
             slot.is_suspect = False
         if pool._check is not None:
-            show_autocommit(conn)
             pool._check(conn)
     except Exception as error:
+        if is_interruption(error):
+            discard(pool, slot)
+            raise
         logger.warning("pool %r: discarding a connection that failed its check: %s", pool.name, str(error).strip())
         return False
     except BaseException:
@@ -90,20 +93,8 @@ def is_alive(conn: Any) -> bool:
 
 def ping(conn: Any) -> None:
     """Raise if the connection doesn't work. Suspends for a round trip; leaves no transaction behind."""
-    if conn.autocommit:
-        _select(conn)
-        return
-    conn.autocommit = True
-    try:
-        _select(conn)
-    finally:
-        if not conn.closed:
-            conn.autocommit = False
-
-
-def _select(conn: Any) -> None:
     with conn.cursor() as cur:
-        cur.execute("SELECT 1")
+        execute_alone(conn, cur, "SELECT 1", None)
 
 
 def note_error(pool: ConnectionPool, conn: Any, error: BaseException) -> None:
@@ -148,6 +139,8 @@ def _pings(pool: ConnectionPool, slot: Slot) -> bool:
     try:
         ping(slot.conn)
     except Exception as error:
+        if is_interruption(error):
+            raise
         pool._stats.connections_lost += 1
         logger.warning("pool %r: discarding broken connection: %s", pool.name, str(error).strip())
         return False

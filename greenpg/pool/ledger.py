@@ -53,6 +53,7 @@ class Slot:
     """The right to one server connection."""
 
     __slots__ = (
+        "bare_settings",
         "conn",
         "expires_at",
         "forget_holder",
@@ -60,6 +61,7 @@ class Slot:
         "is_suspect",
         "lent_at",
         "opened_at",
+        "settings",
         "stack",
         "state",
         "taken_at",
@@ -82,6 +84,9 @@ class Slot:
         #: Code and line that called getconn(), and what makes the hub forget that the task's end is of interest.
         self.taken_at: tuple[CodeType, int] | None = None
         self.forget_holder: Callable[[], object] | None = None
+        #: What psycopg2 keeps of the session for each new borrower, and what it kept before `configure`.
+        self.settings: Any = None
+        self.bare_settings: Any = None
         #: The stack where it was taken, if leaks are looked for.
         self.stack: list[str] | None = None
 

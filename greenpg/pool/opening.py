@@ -17,7 +17,6 @@ from ..hubs import Event, hub
 from .ledger import CLOSED, Slot
 from .parameters import for_libpq
 from .returning import IDLE_STATUS, close_quietly, status_name
-from .sessions import remember_session, reset_session
 
 if TYPE_CHECKING:
     from .base import BasePool
@@ -185,7 +184,7 @@ def _try_to_open(pool: BasePool, opener: Opener, slot: Slot, backoff: Backoff) -
     stats.connections_num += 1
     started = time.monotonic()
     try:
-        conn = _connect(pool)
+        conn = _connect(pool, slot)
     except Exception as error:
         stats.connections_errors += 1
         opener.last_error = f"{type(error).__name__}: {str(error).strip()}"
@@ -216,7 +215,7 @@ def _give_up(pool: BasePool, slot: Slot) -> None:
         logger.exception("pool %r: reconnect_failed raised", pool.name)
 
 
-def _connect(pool: BasePool) -> Any:
+def _connect(pool: BasePool, slot: Slot) -> Any:
     """A new connection, configured. Suspends."""
     conninfo = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
     kwargs = dict((pool.kwargs() if callable(pool.kwargs) else pool.kwargs) or {})
@@ -231,8 +230,7 @@ def _connect(pool: BasePool) -> Any:
             conn.autocommit = True
         if pool.statement_deadline is not None:
             conn.statement_deadline = pool.statement_deadline
-        if pool._reset is reset_session:
-            remember_session(conn)
+        slot.settings = slot.bare_settings = conn._settings()
         if pool._configure is not None:
             pool._configure(conn)
             status = conn.info.transaction_status
@@ -241,6 +239,7 @@ def _connect(pool: BasePool) -> Any:
                     f"connection left in status {status_name(status)} by configure function {pool._configure!r}: "
                     "discarded. Let it commit, or set autocommit"
                 )
+            slot.settings = conn._settings()
     except BaseException:
         conn.close()
         raise

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ..connection.riding import show_autocommit
 from ..hubs import hub
 from .base import BasePool
 from .contexts import ConnectionContext, CursorContext, TransactionContext
@@ -93,12 +92,12 @@ class ConnectionPool(BasePool):
         """
         return TransactionContext(self, timeout, options)
 
-    def run(self, function: Callable[[Any], T], *, attempts: int = 5, **options: Any) -> T:
+    def run(self, function: Callable[[Any], T], *, attempts: int = 5, **options: Any) -> T | None:
         """`function(conn)` in a transaction of its own, repeated if that fails by a serialization failure or deadlock.
 
-        Returns its result. After `attempts` (default 5) failures of that kind, with growing, jittered pauses of 5 ms to
-        1 s in between, the last one is raised, its text saying how often it was tried. Everything else is raised at
-        once. `options` are `transaction()`'s. Suspends.
+        Returns its result, None if it raised `greenpg.Rollback`. After `attempts` (default 5) failures of that kind,
+        with growing, jittered pauses of 5 ms to 1 s in between, the last one is raised, its text saying how often it
+        was tried. Everything else is raised at once. `options` are `transaction()`'s. Suspends.
         """
         return run_repeatedly(self, function, attempts, **options)
 
@@ -149,7 +148,6 @@ class ConnectionPool(BasePool):
         since.
         """
         conn = self._lend(timeout)
-        show_autocommit(conn)
         slot: Slot = conn._slot
         frame = sys._getframe(1)
         slot.taken_at = (frame.f_code, frame.f_lineno)
@@ -218,8 +216,8 @@ class ConnectionPool(BasePool):
             conn.get_transaction_status() == IDLE_STATUS  # so it isn't closed, either
             and now < slot.expires_at
             and self._reset is None
-            and conn._ride is None
             and conn._driver_status == READY  # else somebody executed a COMMIT, which psycopg2 doesn't know of
+            and not (conn._has_altered_settings or conn._blocks or conn._is_entered or conn.notices or conn.notifies)
         ):
             mutex = self._mutex  # _pass_on() spelled out
             mutex.acquire()
@@ -281,8 +279,10 @@ class ConnectionPool(BasePool):
         for slot in idle:
             close_quietly(slot.conn)
         with self._mutex:
+            # Closing may have let others run, who have reserved slots since.
             for _ in idle:
-                self._opener.enqueue(self._ledger.reserve())
+                if self._ledger.size < self._ledger.max_size and not self._closed:
+                    self._opener.enqueue(self._ledger.reserve())
         self._opener.start_workers()
 
     def resize(self, min_size: int, max_size: int | None = None) -> None:

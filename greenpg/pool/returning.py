@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg2 import extensions
 
-from ..connection.riding import show_autocommit
+from ..errors import is_interruption
+from ..hubs import hub
 from .sessions import reset_session
 
 if TYPE_CHECKING:
@@ -37,19 +38,38 @@ def status_name(status: int) -> str:
 
 
 def clean_up(pool: BasePool, slot: Slot) -> None:
-    """Bring a returned connection back to where it can be lent, or replace it. Suspends if there's work to do."""
+    """Bring a returned connection back to where it can be lent, or replace it.
+
+    Suspends if there's work to do; but a `reset` is done by a task of the pool's own: it is none of the borrower's
+    business, and he may be killed.
+    """
     with pool._mutex:
         pool._ledger.start_reset(slot)
+    if pool._reset is None or pool.closed:
+        _clean_up(pool, slot)
+        return
+    try:
+        hub().spawn(_clean_up, pool, slot)
+    except BaseException:
+        discard(pool, slot)
+        raise
+
+
+def _clean_up(pool: BasePool, slot: Slot) -> None:
     try:
         is_clean = _clean(pool, slot)
     except BaseException:
         # Killed while rolling back: nobody knows the connection's state now.
         discard(pool, slot)
         raise
-    if is_clean:
-        pool._pass_on(slot)
     else:
-        discard(pool, slot)
+        if is_clean:
+            pool._pass_on(slot)
+        else:
+            discard(pool, slot)
+    finally:
+        with pool._mutex:
+            pool._note_rest()
 
 
 def discard(pool: BasePool, slot: Slot) -> None:
@@ -84,28 +104,36 @@ def _clean(pool: BasePool, slot: Slot) -> bool:
         pool._stats.returns_bad += 1
         logger.warning("pool %r: closing connection returned while a statement was running: %s", pool.name, conn)
         return False
-    if status != IDLE_STATUS or conn._ride is not None or conn._driver_status != READY:
-        if status != IDLE_STATUS:
-            logger.warning("pool %r: rolling back returned connection: %s", pool.name, conn)
-        try:
-            _roll_back(conn)
-        except Exception as error:
-            logger.warning("pool %r: rollback failed: %s. Discarding connection %s", pool.name, error, conn)
+    try:
+        _roll_back(pool, conn, status)
+        if slot.expires_at <= time.monotonic():
+            logger.info("pool %r: discarding expired connection", pool.name)
             return False
-    if slot.expires_at <= time.monotonic():
-        logger.info("pool %r: discarding expired connection", pool.name)
+        if pool._reset is reset_session:
+            conn._put_back(slot.bare_settings)
+        elif conn._has_altered_settings or conn.notices or conn.notifies:
+            conn._put_back(slot.settings)
+    except Exception as error:
+        if is_interruption(error):
+            raise
+        logger.warning("pool %r: rollback failed: %s. Discarding connection %s", pool.name, error, conn)
         return False
     return pool._reset is None or _reset(pool, conn)
 
 
-def _roll_back(conn: Any) -> None:
-    if conn._ride is not None:  # returned inside its block
-        conn._ride.end(commit=False)
-        conn._transactions.clear()
-    else:
-        if conn._driver_status == READY:  # somebody executed a BEGIN, which psycopg2 doesn't know of
-            with conn.cursor() as cur:
-                cur.execute("ROLLBACK")
+def _roll_back(pool: BasePool, conn: Any, status: int) -> None:
+    """Out of all transactions and blocks. Suspends if there is a transaction."""
+    if status != IDLE_STATUS:
+        logger.warning("pool %r: rolling back returned connection: %s", pool.name, conn)
+    conn._blocks.clear()
+    if (
+        status != IDLE_STATUS and conn._driver_status == READY
+    ):  # somebody executed a BEGIN, which psycopg2 doesn't know of
+        with conn.cursor() as cur:
+            cur.execute("ROLLBACK")
+    if conn._is_entered:
+        conn.__exit__(GeneratorExit, None, None)
+    elif conn._driver_status != READY:
         conn.rollback()
     status = conn.info.transaction_status
     if status != IDLE_STATUS:
@@ -115,12 +143,12 @@ def _roll_back(conn: Any) -> None:
 def _reset(pool: BasePool, conn: Any) -> bool:
     assert pool._reset is not None
     try:
-        if pool._reset is not reset_session or pool._configure is not None:
-            show_autocommit(conn)
         pool._reset(conn)
         if pool._reset is reset_session and pool._configure is not None:
             pool._configure(conn)
     except Exception as error:
+        if is_interruption(error):
+            raise
         logger.warning("pool %r: error resetting connection: %s", pool.name, error)
         return False
     status = conn.info.transaction_status

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg2
 import psycopg2.errors
 
-from ..connection.riding import hide_autocommit
+from ..connection.lazy_begin import execute_alone
+from ..errors import COMMITTED, ROLLED_BACK, UNKNOWN, commit_outcome, is_interruption, note_commit_outcome
 from ..hubs import hub
 from .healing import note_error
 
@@ -26,7 +27,7 @@ _FIRST_DELAY = 0.005
 _LONGEST_DELAY = 1.0
 
 
-def run_repeatedly(pool: ConnectionPool, function: Callable[[Any], T], attempts: int, **transaction: Any) -> T:
+def run_repeatedly(pool: ConnectionPool, function: Callable[[Any], T], attempts: int, **transaction: Any) -> T | None:
     """`pool.run()`. Between two attempts the connection is free for others."""
     if attempts < 1:
         raise ValueError(f"attempts must be at least 1, not {attempts}")
@@ -35,6 +36,7 @@ def run_repeatedly(pool: ConnectionPool, function: Callable[[Any], T], attempts:
         try:
             with pool.transaction(**transaction) as conn:
                 return function(conn)
+            return None  # a Rollback has ended the block
         except _REPEATABLE as error:
             if attempt == attempts:
                 error.args = (f"{str(error).rstrip()} (tried {attempts} times)",)
@@ -48,26 +50,43 @@ def run_repeatedly(pool: ConnectionPool, function: Callable[[Any], T], attempts:
 def run_one_shot(
     pool: ConnectionPool, query: Any, vars: Any, fetch: Callable[[Any], T], cursor_factory: Any, timeout: float | None
 ) -> T:
-    """One statement, committed by itself, in one round trip."""
+    """One statement, committed by itself, in one round trip.
+
+    On a connection whose BEGIN says more than that (its isolation level ...) it's a transaction, which takes two.
+    """
     conn = pool._lend(timeout)
     try:
-        was_autocommit = conn._hides_autocommit or hide_autocommit(conn) or conn.autocommit
-        if not was_autocommit:
-            conn.autocommit = True
+        cur = conn.cursor(None, cursor_factory)
+        is_transaction = not conn.autocommit and conn._slot.settings.puts_more_into_begin
         try:
-            cur = conn.cursor(None, cursor_factory)
-            cur.execute(query, vars)
-            result = fetch(cur)
-            cur.close()
-            return result
-        finally:
-            if not was_autocommit and not conn.closed:
-                conn.autocommit = False
+            if is_transaction:
+                with conn.transaction():
+                    cur.execute(query, vars)
+                    result = fetch(cur)
+            else:
+                execute_alone(conn, cur, query, vars)
+                result = fetch(cur)
+        except BaseException as error:
+            is_done = not is_transaction and cur.statusmessage is not None
+            _note_outcome(conn, error, COMMITTED if is_done else ROLLED_BACK)
+            raise
+        cur.close()
+        return result
     except psycopg2.Error as error:
         note_error(pool, conn, error)
         raise
     finally:
         pool.putconn(conn)
+
+
+def _note_outcome(conn: Any, error: BaseException, outcome: str) -> None:
+    """What has become of the statement. Nothing is said of an error before anything was sent."""
+    if commit_outcome(error) is not None:
+        return
+    if conn.closed:
+        note_commit_outcome(error, UNKNOWN)
+    elif outcome == COMMITTED or is_interruption(error) or getattr(error, "pgcode", None) is not None:
+        note_commit_outcome(error, outcome)
 
 
 def first_value(cur: Any) -> Any:

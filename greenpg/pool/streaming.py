@@ -10,12 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 
-from ..connection.riding import show_autocommit
 from ..errors import ConnectionInUse
 from ..hubs import hub
-from .contexts import finish_transaction
-from .healing import note_error
-from .returning import IDLE_STATUS
+from .contexts import finish
 
 if TYPE_CHECKING:
     from .pool import ConnectionPool
@@ -48,7 +45,6 @@ class Stream:
         "_is_closed",
         "_lent_at",
         "_pool",
-        "_resets_autocommit",
         "_rows",
         "_sql",
         "_timeout",
@@ -77,7 +73,7 @@ class Stream:
         self._timeout = timeout
         self._cursor: Any = None
         self._lent_at = 0.0
-        self._has_begun = self._is_closed = self._resets_autocommit = False
+        self._has_begun = self._is_closed = False
         self._rows: Iterator[Any] = iter(())
 
     def __iter__(self) -> Iterator[Any]:
@@ -116,10 +112,8 @@ class Stream:
         self._has_begun = True
         self._conn = conn = self._pool._lend(self._timeout)
         self._lent_at = conn._slot.lent_at
-        show_autocommit(conn)
         if conn.autocommit:  # a cursor lives in a transaction
             conn.autocommit = False
-            self._resets_autocommit = True
         self._cursor = conn.cursor(_NAME, cursor_factory=self._cursor_factory)
         self._cursor.itersize = self._chunk_size
         self._cursor.execute(self._sql, self._args)
@@ -129,9 +123,7 @@ class Stream:
         conn, self._conn, self._cursor = self._conn, None, None
         if conn._slot.lent_at != self._lent_at:
             return  # somebody has returned it behind our back
-        if exception is not None:
-            note_error(self._pool, conn, exception)
-        _give_back(self._pool, conn, exception, self._resets_autocommit)
+        finish(self._pool, conn, exception)
 
     def close(self) -> None:
         """End the stream and give the connection back, rolling back what isn't complete. Suspends; again is harmless.
@@ -162,24 +154,11 @@ class Stream:
         if conn is None or sys.is_finalizing() or conn._slot.lent_at != self._lent_at:
             return
         self._conn = None
-        hub().spawn(_give_back_abandoned, self._pool, conn, self._resets_autocommit)
+        hub().spawn(_give_back_abandoned, self._pool, conn)
 
 
-def _give_back(pool: ConnectionPool, conn: Any, exception: BaseException | None, resets_autocommit: bool) -> None:
+def _give_back_abandoned(pool: ConnectionPool, conn: Any) -> None:
     try:
-        finish_transaction(conn, None if exception is None else type(exception))
-    finally:
-        if resets_autocommit and not conn.closed:
-            if conn.get_transaction_status() == IDLE_STATUS:
-                conn.autocommit = True
-            else:
-                conn._slot.expires_at = 0.0  # nobody else shall find it without
-        # Killed meanwhile or not: the pool looks at the connection's state and does what is needed.
-        pool.putconn(conn)
-
-
-def _give_back_abandoned(pool: ConnectionPool, conn: Any, resets_autocommit: bool) -> None:
-    try:
-        _give_back(pool, conn, GeneratorExit(), resets_autocommit)
+        finish(pool, conn, GeneratorExit())
     except Exception as error:
         logger.warning("pool %r: giving back the connection of an abandoned stream failed: %s", pool.name, error)
