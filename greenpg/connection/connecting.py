@@ -11,7 +11,7 @@ import psycopg2
 from psycopg2 import extensions
 from psycopg2._psycopg import _connect as _c_connect
 
-from ..errors import note_failed_to_connect
+from ..errors import is_interruption, note_failed_to_connect
 from ..hubs import hub
 from .composing import compose
 from .connection import Connection
@@ -57,7 +57,8 @@ def raw_connect(
     try:
         return _raw_connect(dsn, connection_factory, total_connect_timeout, **asynchronous)
     except psycopg2.Error as error:
-        note_failed_to_connect(error)
+        if not is_interruption(error):
+            note_failed_to_connect(error)
         raise
 
 
@@ -126,6 +127,8 @@ def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable
             if not hosts or (deadline is not None and time.monotonic() >= deadline):
                 raise psycopg2.OperationalError("\n".join(failures)) from None
         except psycopg2.OperationalError as error:
+            if is_interruption(error):
+                raise
             raise psycopg2.OperationalError("\n".join([*failures, watch.complete(str(error))])) from None
         finally:
             del watches[task]

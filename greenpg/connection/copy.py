@@ -10,7 +10,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from .. import libpq
-from ..errors import CopyInProgress
+from ..errors import CopyInProgress, is_interruption
 from ..hubs import hub
 from .channel import ConnectionLost, cut_off, waiter_of
 from .copy_format import format_row, parse_row
@@ -104,7 +104,7 @@ class Copy(CopyBlock):
         except BaseException as second:
             if not conn.closed and conn._owner is self:
                 self._end_or_cut_off(second)
-            if exc is None or not isinstance(second, Exception):
+            if exc is None or is_interruption(second) or not isinstance(second, Exception):
                 raise
             # the first one is of more interest
         finally:
@@ -141,15 +141,15 @@ class Copy(CopyBlock):
         conn = self._conn
         if conn.get_transaction_status() != extensions.TRANSACTION_STATUS_ACTIVE:
             return
-        if self._channel is not None and self._channel.direction is None and not isinstance(exception, psycopg2.Error):
+        is_interrupted = is_interruption(exception) or not isinstance(exception, psycopg2.Error)
+        if self._channel is not None and self._channel.direction is None and is_interrupted:
             try:  # interrupted while waiting for the outcome
                 self._settle(self._channel.cancel_outcome())
                 return
-            except (psycopg2.Error, ConnectionLost):
-                pass
-            except BaseException:
-                cut_off(conn)
-                raise
+            except BaseException as second:
+                if is_interruption(second) or not isinstance(second, psycopg2.Error | ConnectionLost):
+                    cut_off(conn)
+                    raise
         cut_off(conn)
 
     def _settle(self, outcome: libpq.Result) -> None:

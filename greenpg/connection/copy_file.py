@@ -15,11 +15,12 @@ import psycopg2
 from psycopg2 import extensions
 
 from .. import libpq
+from ..errors import is_interruption
 from ..hubs import FdWaiter
 from .cancel import shut_down
 from .channel import ConnectionLost
 from .copying import CopyChannel, end_stray_copy
-from .interrupting import interrupt
+from .interrupting import interrupt, note_first
 from .server_errors import text_codec
 
 _cursor = extensions.cursor
@@ -73,13 +74,13 @@ class FileCopy:
             channel.abandon(f"{type(exception).__name__}: {exception}")
         except ConnectionLost:
             pass
-        except psycopg2.Error:
-            conn._interruption = exception
-            shut_down(conn)
-            raise
         except BaseException as second:
-            conn._interruption = second
             shut_down(conn)
+            if isinstance(second, psycopg2.Error) and not is_interruption(second):
+                conn._interruption = exception
+                raise
+            note_first(second, exception)
+            conn._interruption = second
             # Any other exception would make the callback try once more to save the connection.
             raise psycopg2.OperationalError("interrupted again while ending a COPY") from second
 
@@ -101,6 +102,8 @@ class FileCopy:
                 elif not isinstance(data, bytes):
                     raise TypeError(f"got {type(data).__name__} instead of bytes")
             except Exception as error:
+                if is_interruption(error):  # the file waits by greenpg, too
+                    raise
                 self._fail(channel, error)
                 return
             if not data:

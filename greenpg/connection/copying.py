@@ -12,6 +12,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from .. import libpq
+from ..errors import is_interruption
 from ..hubs import FdWaiter, hub
 from .cancel import request_cancel
 from .channel import Channel, ConnectionLost, cut_off, waiter_of
@@ -154,7 +155,9 @@ def end_stray_copy(conn: Any, error: psycopg2.Error) -> None:
             channel.outcome()
     except BaseException as exception:
         cut_off(conn)
-        if not isinstance(exception, ConnectionLost | psycopg2.Error):
+        if is_interruption(exception) or not isinstance(exception, ConnectionLost | psycopg2.Error):
+            if conn._interruption is not None:
+                conn._interruption = exception  # the later one comes out
             raise
     finally:
         conn._owner = None

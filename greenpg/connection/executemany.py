@@ -7,6 +7,7 @@ libpq directly, result by result, so that each row's count, and the row that fai
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,9 +17,11 @@ import psycopg2
 from psycopg2 import extensions, sql
 
 from .. import libpq
+from ..errors import is_interruption, set_attribute
 from ..hubs import hub
 from .channel import LONGEST_RUN, SHORTEST_PAUSE, ConnectionLost, cut_off, waiter_of
 from .copying import end_stray_copy
+from .interrupting import note_first
 from .paging import PageChannel
 from .server_errors import error_of, moved_back, text_codec
 
@@ -176,13 +179,11 @@ class _Call:
                 raise
             try:
                 channel.cancel()
-            except (psycopg2.Error, ConnectionLost):
-                cut_off(conn)
             except BaseException as second:
                 cut_off(conn)
-                if second.__context__ is None:
-                    second.__context__ = exception
-                raise
+                if is_interruption(second) or not isinstance(second, psycopg2.Error | ConnectionLost):
+                    note_first(second, exception)
+                    raise
             raise
 
     def _error(self, page: list[bytes], failure: libpq.Result, succeeded: int) -> psycopg2.Error:
@@ -206,7 +207,7 @@ class _Call:
         self._cursor._note_rowcount(-1)
         if row is None:
             _add_note(error, f"executemany(): one of the rows {self._done} to {self._done + len(page) - 1} (from 0)")
-            error.row_index = None  # type: ignore[attr-defined]
+            set_attribute(error, "row_index", None)
         else:
             _note_row(error, self._done + row)
         return error
@@ -234,6 +235,8 @@ class _Pages:
             try:
                 self.page = self._made()
             except Exception as error:
+                if is_interruption(error):  # it doesn't wait for the end of the page under way
+                    raise
                 self.failure = error
 
     def _made(self) -> list[bytes]:
@@ -277,11 +280,12 @@ def _locate(page: list[bytes], position: int, codec: str) -> tuple[int, int, int
 
 
 def _note_row(error: BaseException, row: int) -> None:
-    error.row_index = row  # type: ignore[attr-defined]
+    set_attribute(error, "row_index", row)
     _add_note(error, f"executemany(): row {row}, counted from 0")
 
 
 def _add_note(error: BaseException, note: str) -> None:
     add_note: Callable[[str], None] | None = getattr(error, "add_note", None)  # since Python 3.11
     if add_note is not None:
-        add_note(note)
+        with contextlib.suppress(AttributeError):  # a frozen dataclass
+            add_note(note)

@@ -15,7 +15,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from .. import libpq
-from ..errors import LibpqUnavailable
+from ..errors import LibpqUnavailable, is_interruption
 from ..hubs import hub
 
 #: For TCP, where the caller says nothing of it: a peer that is gone is noticed within about a minute.
@@ -106,24 +106,28 @@ def look_up(hosts: list[Host], deadline: float | None) -> tuple[list[Host], list
         try:
             found += [Host(host.name, address, host.port) for address in _addresses(host.name, deadline)]
         except OSError as error:
+            if is_interruption(error):  # TimeoutError is an OSError
+                raise
             failures.append(f'could not translate host name "{host.name}" to address: {error.strerror or error}')
     return found, failures
 
 
 def _addresses(name: str, deadline: float | None) -> list[str]:
-    infos = hub().resolve(name, None) if deadline is None else _resolve_in_time(name, deadline)
-    return list(dict.fromkeys(str(info[4][0]) for info in infos))
+    return list(dict.fromkeys(str(info[4][0]) for info in _resolve(name, deadline)))
 
 
-def _resolve_in_time(name: str, deadline: float) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
-    """Look up in a task of its own: a look-up can't be interrupted everywhere, but it can be left alone."""
+def _resolve(name: str, deadline: float | None) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
+    """Look up in a task of its own: a look-up can't be interrupted everywhere, but it can be left alone.
+
+    And its errors, OSErrors, can't be taken for what is thrown into this task, such as a TimeoutError.
+    """
     done = hub().event()
     outcome: list[object] = []
 
     def resolve_name() -> None:
         try:
             outcome.append(hub().resolve(name, None))
-        except OSError as error:
+        except Exception as error:
             outcome.append(error)
         finally:
             done.set()
@@ -131,7 +135,7 @@ def _resolve_in_time(name: str, deadline: float) -> list[tuple[int, int, int, st
     hub().spawn(resolve_name)
     if not done.wait(deadline):
         raise TimeoutError("timeout expired")
-    if isinstance(outcome[0], OSError):
+    if isinstance(outcome[0], Exception):
         raise outcome[0]
     return outcome[0]  # type: ignore[return-value]
 

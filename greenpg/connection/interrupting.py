@@ -15,7 +15,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
-from ..errors import DeadlineExceeded
+from ..errors import DeadlineExceeded, is_interruption, set_attribute
 from ..hubs import FdWaiter
 from .cancel import request_cancel, shut_down
 
@@ -42,18 +42,22 @@ def interrupt(conn: Any, waiter: FdWaiter, exception: BaseException) -> None:
     conn._interruption = exception
     try:
         _finish_statement(conn, waiter, is_ending=conn._call in ENDING_CALLS)
-    except psycopg2.Error as error:
-        logger.warning("closing %s, interrupted by %s: %s", conn, type(exception).__name__, str(error).strip())
+    except BaseException as error:
+        if isinstance(error, psycopg2.Error) and not is_interruption(error):
+            logger.warning("closing %s, interrupted by %s: %s", conn, type(exception).__name__, str(error).strip())
+        else:
+            note_first(error, exception)
+            conn._interruption = error
         shut_down(conn)
         raise
-    except BaseException as second:
-        if second.__context__ is None:  # what is thrown into a task has none of its own accord
-            second.__context__ = exception
-        conn._interruption = second
-        shut_down(conn)
-        raise
-    if isinstance(exception, DeadlineExceeded) and conn._call in ENDING_CALLS:
+    if isinstance(exception, DeadlineExceeded) and conn._call in ENDING_CALLS and not is_interruption(exception):
         conn._interruption = None  # it is done, if late: no reason to complain
+
+
+def note_first(second: BaseException, first: BaseException) -> None:
+    """Show the exception that was thrown in first as the second one's context: it has none of its own accord."""
+    if second.__context__ is None and second is not first:
+        set_attribute(second, "__context__", first)
 
 
 def interrupt_foreign(conn: Any) -> None:
@@ -61,6 +65,8 @@ def interrupt_foreign(conn: Any) -> None:
     try:
         request_cancel(conn, time.monotonic() + CANCEL_TIMEOUT)
     except psycopg2.Error as error:
+        if is_interruption(error):
+            raise
         logger.warning("could not cancel the statement on %s, which is closed: %s", conn, error)
 
 
@@ -81,6 +87,8 @@ def _finish_statement(conn: Any, waiter: FdWaiter, is_ending: bool) -> None:
             try:
                 request_cancel(conn, give_up_at)
             except psycopg2.Error as error:
+                if is_interruption(error):
+                    raise
                 uncertain = error
             cancel_again_at = time.monotonic() + pause
             pause *= 2

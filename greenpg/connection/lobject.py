@@ -7,6 +7,7 @@ from typing import IO, Any
 import psycopg2
 from psycopg2 import extensions
 
+from ..errors import is_interruption
 from .composing import compose
 from .cursor import Cursor
 from .server_errors import text_codec
@@ -180,7 +181,7 @@ class LargeObject(_lobject):
         try:
             self._cursor.execute(sql, args)
         except psycopg2.Error as error:
-            if error.pgcode is None or isinstance(error, psycopg2.OperationalError):
+            if error.pgcode is None or isinstance(error, psycopg2.OperationalError) or is_interruption(error):
                 raise
             as_psycopg2_has_it = psycopg2.OperationalError(error.pgerror or str(error))
             as_psycopg2_has_it.__setstate__({"pgcode": error.pgcode, "pgerror": error.pgerror})  # type: ignore[no-untyped-call]

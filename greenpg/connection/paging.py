@@ -7,6 +7,7 @@ import time
 import psycopg2
 
 from .. import libpq
+from ..errors import is_interruption
 from ..libpq import END, LOST, MORE, WAIT
 from .cancel import request_cancel
 from .channel import ABANDON_TIMEOUT, Channel, ConnectionLost, cut_off
@@ -68,6 +69,8 @@ class PageChannel(Channel):
                 try:
                     request_cancel(self._conn, give_up_at)
                 except psycopg2.Error as error:
+                    if is_interruption(error):
+                        raise
                     uncertain = error
                 cancel_at = time.monotonic() + pause
                 pause *= 2

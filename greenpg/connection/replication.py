@@ -24,6 +24,7 @@ import psycopg2
 from psycopg2 import _psycopg, extensions, sql
 
 from .. import libpq
+from ..errors import is_interruption
 from ..hubs import hub
 from .channel import SHORTEST_PAUSE, cut_off, waiter_of
 from .cursor import Cursor
@@ -81,7 +82,10 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
             statement.put_back()
             conn._call = None
             if conn._interruption is not None:
-                self._stop_quietly()
+                try:
+                    self._stop_quietly()
+                except BaseException as second:
+                    conn._interruption = second
                 conn._raise_interruption()
         self._status_interval = float(status_interval)
         self._was_consumed = False
@@ -172,8 +176,9 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
         """After an exception, which is of more interest than one of stopping."""
         try:
             self.stop_replication()
-        except psycopg2.Error:
-            pass
+        except psycopg2.Error as error:
+            if is_interruption(error):
+                raise
 
     def _is_streaming(self) -> bool:
         conn = self.connection

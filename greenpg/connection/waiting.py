@@ -18,7 +18,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
-from ..errors import ConnectionInUse, DeadlineExceeded, WaitTimeout
+from ..errors import ConnectionInUse, DeadlineExceeded, WaitTimeout, is_interruption
 from ..hubs import FdWaiter, Hub, hub
 from .deadlines import Deadlines
 from .hosts import HostTimedOut, watches
@@ -111,10 +111,10 @@ def make_wait_callback(wait_hub: Hub) -> Callable[[Any], None]:
                 if poll() == _OK and conn._file_copy is None:
                     return None
                 raise conn._deadlines.exceeded()
-        except DeadlineExceeded as exception:
+        except psycopg2.Error as exception:
+            if not isinstance(exception, DeadlineExceeded) and not is_interruption(exception):
+                raise  # libpq's own, from poll(): the connection is lost, and psycopg2 closes it
             interrupt(conn, waiter, exception)
-        except psycopg2.Error:
-            raise  # libpq's own: the connection is lost, and psycopg2 closes it
         except BaseException as exception:
             interrupt(conn, waiter, exception)
         finally:
@@ -127,10 +127,9 @@ def _wait_for_foreign(conn: Any, wait_hub: Hub) -> None:
     """Wait for a connection that isn't a `Connection`. Interrupted, it is closed, but its statement is cancelled."""
     try:
         wait_by_poll(conn, wait_hub)
-    except psycopg2.Error:
-        raise
-    except BaseException:
-        if conn.status in _CONNECTED:
+    except BaseException as exception:
+        is_own = isinstance(exception, psycopg2.Error) and not is_interruption(exception)
+        if conn.status in _CONNECTED and not is_own:
             interrupt_foreign(conn)
         raise
 

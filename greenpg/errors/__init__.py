@@ -118,12 +118,13 @@ def commit_outcome(exception: BaseException) -> str | None:
 
     "unknown": the connection was lost before the server's answer came. None: the exception is not a COMMIT's.
     """
-    return getattr(exception, "_greenpg_commit_outcome", None)
+    outcome: str | None = exception.__dict__.get("_greenpg_commit_outcome")
+    return outcome
 
 
 def note_commit_outcome(exception: BaseException, outcome: str) -> None:
     """Make `commit_outcome()` say so of the exception."""
-    exception._greenpg_commit_outcome = outcome  # type: ignore[attr-defined]
+    set_attribute(exception, "_greenpg_commit_outcome", outcome)
 
 
 def safe_to_retry(exception: BaseException) -> bool:
@@ -133,22 +134,33 @@ def safe_to_retry(exception: BaseException) -> bool:
     connection doesn't tell how far it came.
     """
     refused = (PoolTimeout, PoolClosed, TooManyRequests, ConnectionInUse)
-    return isinstance(exception, refused) or getattr(exception, "_greenpg_failed_to_connect", False)
+    if is_interruption(exception):
+        return False  # whatever its class says
+    return isinstance(exception, refused) or "_greenpg_failed_to_connect" in exception.__dict__
 
 
 def note_failed_to_connect(exception: BaseException) -> None:
     """Make `safe_to_retry()` say so of the exception."""
-    exception._greenpg_failed_to_connect = True  # type: ignore[attr-defined]
+    set_attribute(exception, "_greenpg_failed_to_connect", True)
 
 
 def note_interruption(exception: BaseException) -> None:
-    """Make `is_interruption()` say so of the exception: it was thrown into a task that waited."""
-    try:
-        exception._greenpg_interruption = True  # type: ignore[attr-defined]
-    except AttributeError:
-        pass
+    """Make `is_interruption()` say so of the exception: it was thrown into a task that waited (a kill, a timeout).
+
+    The hubs do it. Its class says nothing: `gevent.Timeout(5, psycopg2.OperationalError("too slow"))` throws one of
+    psycopg2's.
+    """
+    set_attribute(exception, "_greenpg_interruption", True)
 
 
 def is_interruption(exception: BaseException) -> bool:
-    """Whether it was thrown into the task (a kill, a timeout), whatever its class: nobody may go on after it."""
-    return getattr(exception, "_greenpg_interruption", False)
+    """Whether the exception was thrown into a wait: then it isn't an error of what was being done, and is let out."""
+    return "_greenpg_interruption" in exception.__dict__
+
+
+def set_attribute(exception: BaseException, name: str, value: object) -> None:
+    """Set it though the exception's class refuses that: a frozen dataclass would raise an error in its place."""
+    try:
+        BaseException.__setattr__(exception, name, value)
+    except (AttributeError, TypeError):  # a property of that name
+        pass

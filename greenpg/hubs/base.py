@@ -7,7 +7,9 @@ Rules that every hub keeps (tests/test_hubs.py checks them on all of them):
 
 - Only `FdWaiter.wait_*`, `Event.wait`, `sleep`, `resolve` and `run_in_thread` suspend the caller.
 - An exception thrown into a suspended task (a kill, a timeout, KeyboardInterrupt) comes out of the call that
-  suspends it, unchanged; nothing that belonged to the wait is left behind.
+  suspends it, unchanged; nothing that belonged to the wait is left behind. `FdWaiter.wait_*`, `Event.wait` and `sleep`
+  note on it that it was thrown in (`errors.is_interruption`), whatever its class: the other two raise errors of
+  their own as well.
 - A native thread without an event loop of its own may call everything: it then blocks itself, nobody else.
 """
 

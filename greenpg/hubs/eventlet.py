@@ -13,6 +13,7 @@ from eventlet import hubs, patcher, tpool
 from eventlet.green import socket as green_socket
 from greenlet import getcurrent
 
+from ..errors import note_interruption
 from .base import AddressInfo, Event, FdWaiter, T
 from .threads import ThreadsHub
 
@@ -32,14 +33,19 @@ def _loop_if_exists() -> Any:
 
 def _switch_until(loop: Any, deadline: float | None) -> bool:
     """Switch to the hub; False if it was the deadline that switched back."""
-    if deadline is None:
-        loop.switch()
-        return True
-    timer = loop.schedule_call_global(max(deadline - time.monotonic(), 0.0), getcurrent().switch, _EXPIRED)
+    timer = None
     try:
+        if deadline is None:
+            loop.switch()
+            return True
+        timer = loop.schedule_call_global(max(deadline - time.monotonic(), 0.0), getcurrent().switch, _EXPIRED)
         return loop.switch() is not _EXPIRED
+    except BaseException as exception:
+        note_interruption(exception)
+        raise
     finally:
-        timer.cancel()
+        if timer is not None:
+            timer.cancel()
 
 
 class EventletFdWaiter:
@@ -194,8 +200,12 @@ class EventletHub:
     def sleep(self, seconds: float) -> None:
         if self._loop() is None:
             self._natives.sleep(seconds)
-        else:
+            return
+        try:
             eventlet.sleep(seconds)
+        except BaseException as exception:
+            note_interruption(exception)
+            raise
 
     def spawn(self, function: Callable[..., object], *args: Any) -> None:
         if self._loop() is None:

@@ -14,6 +14,7 @@ from gevent._hub_local import get_hub_if_exists  # gevent.get_hub() would make a
 from gevent.hub import MAIN_THREAD_IDENT, get_hub
 from gevent.hub import Hub as _Loop
 
+from ..errors import note_interruption
 from .base import AddressInfo, Event, FdWaiter, T
 from .threads import ThreadsHub
 
@@ -66,6 +67,9 @@ class GeventFdWaiter:
                 hub.switch()
                 return True
             return _switch_until(hub, task, deadline)
+        except BaseException as exception:
+            note_interruption(exception)
+            raise
         finally:
             watcher.stop()
 
@@ -85,6 +89,9 @@ class GeventFdWaiter:
                 hub.switch()
                 return True
             return _switch_until(hub, task, deadline)
+        except BaseException as exception:
+            note_interruption(exception)
+            raise
         finally:
             watcher.stop()
 
@@ -209,6 +216,9 @@ class GeventEvent:
             while self.value is None and self.deadline is not OVER:
                 hub.switch()
             return self.value is not None
+        except BaseException as exception:
+            note_interruption(exception)
+            raise
         finally:
             self.task = None
             alarms.known.discard(self)
@@ -263,8 +273,12 @@ class GeventHub:
     def sleep(self, seconds: float) -> None:
         if self._loop() is None:
             self._natives.sleep(seconds)
-        else:
+            return
+        try:
             gevent.sleep(seconds)
+        except BaseException as exception:
+            note_interruption(exception)
+            raise
 
     def spawn(self, function: Callable[..., object], *args: Any) -> None:
         if self._loop() is None:

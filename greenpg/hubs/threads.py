@@ -15,6 +15,7 @@ from _thread import allocate_lock
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import note_interruption
 from .base import AddressInfo, T
 
 # select.poll counts in C ints of milliseconds, Lock.acquire has TIMEOUT_MAX; a day is below both.
@@ -68,6 +69,9 @@ class ThreadFdWaiter:
                     return True
                 if time.monotonic() >= deadline:
                     return False
+        except BaseException as exception:  # raised by a signal's handler
+            note_interruption(exception)
+            raise
         finally:
             self._busy = False
 
@@ -98,13 +102,17 @@ class ThreadEvent:
             return True
         if self.on_delay is not None:
             self.on_delay(None)
-        if deadline is None:
-            self._lock.acquire()
+        try:
+            if deadline is None:
+                self._lock.acquire()
+                return True
+            while not self._lock.acquire(timeout=_remaining(deadline)):
+                if time.monotonic() >= deadline:
+                    return self.value is not None
             return True
-        while not self._lock.acquire(timeout=_remaining(deadline)):
-            if time.monotonic() >= deadline:
-                return self.value is not None
-        return True
+        except BaseException as exception:
+            note_interruption(exception)
+            raise
 
 
 class _Endings:
@@ -138,7 +146,7 @@ class ThreadsHub:
         self._local = local()
         self._poll = poll
         self._lock = lock
-        self.sleep = sleep
+        self._sleep = sleep
         self._start_thread = start_thread
         self._get_ident = get_ident
         self._getaddrinfo = getaddrinfo
@@ -159,6 +167,13 @@ class ThreadsHub:
 
     def mutex(self) -> Any:
         return self._lock()
+
+    def sleep(self, seconds: float) -> None:
+        try:
+            self._sleep(seconds)
+        except BaseException as exception:
+            note_interruption(exception)
+            raise
 
     def spawn(self, function: Callable[..., object], *args: Any) -> None:
         if self._start_thread is not None:

@@ -126,9 +126,8 @@ def _roll_back(pool: BasePool, conn: Any, status: int) -> None:
     if status != IDLE_STATUS:
         logger.warning("pool %r: rolling back returned connection: %s", pool.name, conn)
     conn._blocks.clear()
-    if (
-        status != IDLE_STATUS and conn._driver_status == READY
-    ):  # somebody executed a BEGIN, which psycopg2 doesn't know of
+    if status != IDLE_STATUS and conn._driver_status == READY:
+        # Somebody executed a BEGIN, which psycopg2 doesn't know of.
         with conn.cursor() as cur:
             cur.execute("ROLLBACK")
     if conn._is_entered:

@@ -22,7 +22,7 @@ from psycopg2 import extensions
 
 from ..connection.cancel import shut_down
 from ..connection.connecting import connect_asynchronous
-from ..errors import ListenerClosed
+from ..errors import ListenerClosed, is_interruption
 from ..hubs import Event, FdWaiter, hub
 from .channels import Channels
 from .commands import Heartbeat, ListenCommand, NotifyCommand
@@ -308,6 +308,8 @@ def _run(reader: Reader) -> None:
             try:
                 reader._serve(reader._connect())
             except Exception as error:
+                if is_interruption(error):
+                    raise  # the task is killed
                 if reader.is_stopping:
                     break
                 # A server that accepts connections only to end them at once is as good as none.

@@ -12,6 +12,7 @@ from psycopg2 import extensions
 
 from ..connection.connecting import checked_dsn, connect, masked_dsn
 from ..connection.patching import check_patched
+from ..errors import is_interruption
 from .turns import Turns
 
 logger = logging.getLogger("greenpg.shared")
@@ -119,7 +120,8 @@ class SharedConnection:
     def _finish(self, exception: BaseException | None, close: bool) -> None:
         """Bring the connection back to where the next user may have it. Suspends if there's work to do."""
         conn = self._conn
-        if conn is None or conn.closed or isinstance(exception, psycopg2.Error):
+        is_error = isinstance(exception, psycopg2.Error) and not is_interruption(exception)
+        if conn is None or conn.closed or is_error:
             self._drop()
             return
         was_clean = _is_clean(conn)
@@ -129,12 +131,11 @@ class SharedConnection:
                     logger.warning("rolling back after %s: %s", type(exception).__name__, self)
                 conn.rollback()
             self._restore_settings(conn)
-        except psycopg2.Error as error:
-            logger.warning("could not clean up %s, closing it: %s", self, str(error).strip())
+        except BaseException as error:  # nobody knows how far it came
             self._drop()
-        except BaseException:  # killed meanwhile: nobody knows how far it came
-            self._drop()
-            raise
+            if is_interruption(error) or not isinstance(error, psycopg2.Error):
+                raise
+            logger.warning("could not clean up %s, which is closed: %s", self, str(error).strip())
         if not _is_clean(conn):  # a BEGIN in autocommit is none that rollback() knows of
             self._drop()
         if not was_clean and exception is None:
@@ -166,6 +167,8 @@ class SharedConnection:
         try:
             conn.close()
         except psycopg2.Error as error:
+            if is_interruption(error):
+                raise
             logger.info("closing the connection failed: %s", error)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from psycopg2.extensions import Notify
 
-from ..errors import ListenerClosed
+from ..errors import ListenerClosed, is_interruption
 from ..hubs import Event, hub
 
 if TYPE_CHECKING:
@@ -178,7 +178,9 @@ class Subscription:
     def __next__(self) -> Notify | Gap:
         try:
             item = self.get()
-        except ListenerClosed:
+        except ListenerClosed as error:
+            if is_interruption(error):
+                raise
             raise StopIteration from None
         assert item is not None
         return item
