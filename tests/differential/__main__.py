@@ -18,6 +18,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=2, help="processes, each with an oracle of its own (default 2)")
     parser.add_argument("--hub", choices=("gevent", "eventlet", "threads"), default="gevent")
     parser.add_argument("--self", action="store_true", help="psycopg2 against psycopg2: is the test itself right?")
+    parser.add_argument("--strict", action="store_true", help="with the differences that are known (allowances.py)")
     arguments = parser.parse_args()
 
     from greenpg.embedded import Server
@@ -26,13 +27,14 @@ def main():
     with Server(settings=settings) as server:
         workers = []
         share = -(-arguments.count // arguments.jobs)
+        flags = [flag for flag in ("self", "strict") if getattr(arguments, flag)]
         for job in range(arguments.jobs):
             first = arguments.seed + job * share
             count = min(share, arguments.seed + arguments.count - first)
             command = [sys.executable, "-m", "differential.worker", arguments.hub, server.dsn, f"j{job}", str(first)]
             environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
             workers.append(
-                subprocess.Popen([*command, str(count), *(["self"] if arguments.self else [])], env=environment)
+                subprocess.Popen([*command, str(count), *flags], env=environment)
             )
         return max(worker.wait() for worker in workers)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .allowances import KNOWN, MEANT, NOTHING, Differing
 from .programs import make_program
 
 #: Runs that reducing one program may take.
@@ -26,37 +27,50 @@ class Difference:
         return "\n".join([*lines, *(f"     {detail}" for detail in self.details)])
 
 
-def first_difference(seed, program, expected, seen):
-    """The first step at which the sides differ, or None."""
+def first_difference(seed, program, expected, seen, rules=()):
+    """The first step at which the sides differ and no rule says that they may, or None."""
     if expected == seen:
         return None
-    for step, (theirs, ours) in enumerate(zip(expected, seen, strict=True)):
+    steps = [*program, "(the end)"]
+    for number, (theirs, ours) in enumerate(zip(expected, seen, strict=True)):
         if theirs == ours:
             continue
+        history = "\n".join(steps[: number + 1])
         details = []
         if len(theirs) != len(ours):
             details.append(f"{len(theirs)} looks with psycopg2, {len(ours)} with greenpg")
-        for (_, left), (_, right) in zip(theirs, ours, strict=False):
-            details += _details(left, right)
-        return Difference(seed, program, step, details)
-    raise AssertionError("unreachable")
+        for left, right in zip(theirs, ours, strict=False):
+            left, right = _flat(left), _flat(right)
+            for key in [*left, *(key for key in right if key not in left)]:
+                one, other = left.get(key, NOTHING), right.get(key, NOTHING)
+                if one == other:
+                    continue
+                differing = Differing(steps[number], history, key, one, other, right)
+                rule = next((rule for rule in rules if rule.applies(differing)), None)
+                if rule is None:
+                    details.append(f"{key}: psycopg2 {one}, greenpg {other}")
+                elif rule.ends:
+                    return None
+        if details:
+            return Difference(seed, program, number, details)
+    return None
 
 
-def _details(left, right, prefix=""):
-    for key in [*left, *(key for key in right if key not in left)]:
-        theirs, ours = left.get(key, "(nothing)"), right.get(key, "(nothing)")
-        if theirs == ours:
-            continue
-        if isinstance(theirs, dict) and isinstance(ours, dict):
-            yield from _details(theirs, ours, f"{prefix}{key}.")
+def _flat(seen):
+    flat = {}
+    for key, value in seen.items():
+        if isinstance(value, dict):
+            flat.update((f"{key}.{inner}", item) for inner, item in value.items())
         else:
-            yield f"{prefix}{key}: psycopg2 {theirs}, greenpg {ours}"
+            flat[key] = value
+    return flat
 
 
 class Comparison:
     """Both sides of one comparison, and what they differ in."""
 
-    def __init__(self, oracle, session, report=print):
+    def __init__(self, oracle, session, report=print, *, is_strict=False):
+        self._rules = MEANT if is_strict else [*MEANT, *KNOWN]
         self._oracle = oracle
         self._session = session
         self._report = report
@@ -74,7 +88,7 @@ class Comparison:
             seen = [self._session.run(program) for program in programs]
             for seed, program, theirs, ours in zip(batch, programs, self._oracle.answer(), seen, strict=True):
                 self.compared += 1
-                difference = first_difference(seed, program, theirs, ours)
+                difference = first_difference(seed, program, theirs, ours, self._rules)
                 if difference is not None:
                     self._take(difference)
 
@@ -82,7 +96,7 @@ class Comparison:
         """The first difference of one program, or None."""
         self._oracle.ask([program])
         ours = self._session.run(program)
-        return first_difference(seed, program, self._oracle.answer()[0], ours)
+        return first_difference(seed, program, self._oracle.answer()[0], ours, self._rules)
 
     def _take(self, difference):
         again = self.compare(difference.program, difference.seed)

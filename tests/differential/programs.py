@@ -19,7 +19,7 @@ _CONNECTIONS = [
     ("connect(cursor_factory=partial(MyCursor))", 1),
     ("connect(extras.LoggingConnection)", 2),
     ("connect(extras.DictConnection)", 1),
-    ("connect(type('MyConnection', (extensions.connection,), {}))", 1),
+    ("connect(MyConnection)", 1),
     ("connect(client_encoding='LATIN1')", 1),
     ("connect(options='-c default_transaction_isolation=serializable')", 1),
     ("connect(options='-c default_transaction_read_only=on')", 1),
@@ -533,7 +533,7 @@ class _Maker:
             if shape < 0.6:
                 lines += ["    " + step, "    see()"]
             elif shape < 0.8:
-                lines += ["    try:", "        " + step, "    except Exception: see()"]
+                lines += ["    try:", "        " + step, "    except Exception as error: see(error)"]
             elif shape < 0.9:
                 lines += ["    with conn:", "        " + step]
             else:
@@ -541,7 +541,7 @@ class _Maker:
         if self.random.random() < 0.2:
             lines.append("    raise Boom('of the block')")
         if head == "try:":
-            lines.append("except psycopg2.Error: see()")
+            lines.append("except psycopg2.Error as error: see(error)")
         return "\n".join(lines)
 
     def rarely(self):

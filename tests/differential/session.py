@@ -103,6 +103,10 @@ class MyCursor(extensions.cursor):
         return super().execute(query, vars)
 
 
+class MyConnection(extensions.connection):
+    """As users write them."""
+
+
 class BadFile(io.StringIO):
     def read(self, size=-1):
         raise Boom("reading")
@@ -144,11 +148,15 @@ class Session:
             cur.execute("SELECT count(*) FROM pg_class WHERE relname = 's' AND relkind = 'S'")
             if not cur.fetchone()[0]:
                 cur.execute(SCHEMA)
+                # A transaction that is prepared keeps its locks from the one that comes after it.
+                cur.execute(f"ALTER DATABASE {database} SET lock_timeout = '50ms'")
+                cur.execute(f"ALTER DATABASE {database} SET statement_timeout = '15s'")
+            cur.execute("SET lock_timeout = 0")
         self._xids = {f"x{number}": self._observer.xid(number, f"x{number}_{database}", "b") for number in (1, 2)}
         names = {str(xid): name for name, xid in self._xids.items()}
         names[database] = "DATABASE"
         self._names = names
-        self._own_names = re.compile("|".join(re.escape(name) for name in names))
+        self._own_names = re.compile("|".join([*map(re.escape, names), r"tuple \(\d+,\d+\)"]))
         self._database = database
         self._clean()
         self._pristine = self._look()
@@ -160,7 +168,7 @@ class Session:
     # -- programs
 
     def run(self, program):
-        """What was seen: a list for each step, of (what, dict) each, and what is left in the end."""
+        """What was seen: for each step, and the end, a list of looks, which are dicts."""
         self._log = io.StringIO()
         self._notes = []
         seen = []
@@ -189,7 +197,7 @@ class Session:
         left = self._look()
         if left != self._pristine:
             self._clean()
-        seen.append([("left", {"tables": self.show(left), "log": self._own_names.sub(self._own_name, self._log.getvalue())})])
+        seen.append([{"tables": self.show(left), "log": self.show(self._log.getvalue())}])
         return seen
 
     def _do(self, step, namespace):
@@ -205,13 +213,13 @@ class Session:
         finally:
             namespace.pop("error", None)
 
-    def _see(self):
-        """In the middle of a step."""
-        self._note({})
+    def _see(self, error=None):
+        """In the middle of a step, or an error that the step has caught."""
+        self._note({} if error is None else {"raises": self._show_error(error)})
 
     def _note(self, seen):
         seen.update(self._observe())
-        self._notes.append(("seen", seen))
+        self._notes.append(seen)
 
     def _connect(self, factory=None, **options):
         conn = psycopg2.connect(self._dsn, connection_factory=factory, **options)
@@ -352,10 +360,11 @@ class Session:
         return f"<{type(value).__name__}>"
 
     def _own_name(self, match):
-        return self._names[match.group()]
+        return self._names.get(match.group(), "tuple")
 
     def _show_error(self, error):
-        shown = {"class": f"{type(error).__module__}.{type(error).__qualname__}", "str": self.show(str(error))}
+        kind = next(kind for kind in type(error).__mro__ if not kind.__module__.startswith("greenpg"))
+        shown = {"class": f"{kind.__module__}.{kind.__qualname__}", "str": self.show(str(error))}
         if type(error).__name__ in KINDS:
             return shown
         if isinstance(error, psycopg2.Error):
@@ -411,6 +420,7 @@ _HELPERS = {
     "Boom": Boom,
     "Unadaptable": Unadaptable,
     "Raising": Raising,
+    "MyConnection": MyConnection,
     "MyCursor": MyCursor,
     "partial": functools.partial,
     "plain_function": plain_function,

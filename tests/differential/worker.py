@@ -1,4 +1,4 @@
-"""One process of `python -m tests.differential`: `python -m differential.worker HUB DSN TOKEN FIRST COUNT [SELF]`."""
+"""One process of `python -m tests.differential`: `python -m differential.worker HUB DSN TOKEN FIRST COUNT [self] [strict]`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import warnings
 
 def main():
     hub_name, dsn, token, first, count, *rest = sys.argv[1:]
-    is_self_test = bool(rest)
+    is_self_test = "self" in rest
     if is_self_test:
         pass
     elif hub_name == "gevent":
@@ -38,7 +38,7 @@ def main():
     with two_databases(dsn, token) as (theirs, ours):
         oracle = Oracle(theirs)
         session = Session(ours, Side() if is_self_test else GreenSide())
-        comparison = Comparison(oracle, session, lambda text: print(text, flush=True))
+        comparison = Comparison(oracle, session, lambda text: print(text, flush=True), is_strict="strict" in rest)
 
         def run():
             nonlocal told
