@@ -33,9 +33,7 @@ def main():
             count = min(share, arguments.seed + arguments.count - first)
             command = [sys.executable, "-m", "differential.worker", arguments.hub, server.dsn, f"j{job}", str(first)]
             environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
-            workers.append(
-                subprocess.Popen([*command, str(count), *flags], env=environment)
-            )
+            workers.append(subprocess.Popen([*command, str(count), *flags], env=environment))
         return max(worker.wait() for worker in workers)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 NOTHING = "(nothing)"
+_OF_CURSORS = ("cursor", "query", "statusmessage", "rowcount", "rownumber", "description")
 
 
 @dataclass
@@ -54,8 +55,7 @@ MEANT = [
     Rule(
         "libpq adds a line that hides the server's",
         lambda it: (
-            it.key in ("raises.str", "raises.args")
-            and "query to initialize large object functions" in str(it.theirs)
+            it.key in ("raises.str", "raises.args") and "query to initialize large object functions" in str(it.theirs)
         ),
     ),
     Rule(
@@ -71,7 +71,14 @@ MEANT = [
     ),
     Rule(
         "psycopg2 is stuck in a COPY that execute() has begun",
-        lambda it: it.key == "conn.get_transaction_status()" and it.theirs == 1,
+        lambda it: (
+            (it.key == "conn.get_transaction_status()" and it.theirs == 1)
+            or (
+                "COPY" in it.step
+                and "InFailedSqlTransaction" in str(it.theirs)
+                and "can't execute COPY" in it.error_text
+            )
+        ),
         ends=True,
     ),
 ]
@@ -84,13 +91,18 @@ KNOWN = [
         ends=True,
     ),
     Rule(
+        "execute('COPY ...') by such a cursor: the connection is stuck",
+        lambda it: "COPY" in it.history and "another command is already in progress" in it.error_text,
+        ends=True,
+    ),
+    Rule(
         "an error of psycopg2's, or whatever is thrown into a cursor that is none of greenpg's, closes the connection",
         lambda it: "kill(" in it.step and it.seen.get("conn.closed") == 2,
         ends=True,
     ),
     Rule(
         "executemany() that fails: the cursor is left as after the row before the page",
-        lambda it: "executemany" in it.history and it.attribute in ("query", "statusmessage", "rowcount"),
+        lambda it: "executemany" in it.history and it.attribute in (*_OF_CURSORS, "log"),
     ),
     Rule(
         "executemany(): its arguments are looked at before the cursor's state",
@@ -98,7 +110,7 @@ KNOWN = [
     ),
     Rule(
         "an error by which the connection is lost isn't its cursor's; and the cursor keeps what it showed before",
-        lambda it: it.seen.get("conn.closed") == 2 and it.attribute in ("cursor", "statusmessage"),
+        lambda it: it.seen.get("conn.closed") == 2 and it.attribute in _OF_CURSORS,
     ),
     Rule(
         "large objects in a transaction that was begun by hand on a connection in autocommit",

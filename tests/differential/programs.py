@@ -26,7 +26,13 @@ _CONNECTIONS = [
 ]
 _FACTORIES = [
     *("extras.DictCursor", "extras.NamedTupleCursor", "extras.RealDictCursor", "MyCursor", "plain_function"),
-    *("dict_function", "my_function", "partial(extras.DictCursor)", "extensions.cursor", "lambda *a, **k: MyCursor(*a, **k)"),
+    *(
+        "dict_function",
+        "my_function",
+        "partial(extras.DictCursor)",
+        "extensions.cursor",
+        "lambda *a, **k: MyCursor(*a, **k)",
+    ),
 ]
 
 #: Arguments of execute(), as source. {i} is a small number.
@@ -152,7 +158,7 @@ _FAULTY = [
     "'SELECT 1/0'",
     "'SELECT 1 FROM t WHERE 1/0 = 1 OR true'",
     "\"SELECT 'x'::int\"",
-    "\"SELECT '\"",
+    '"SELECT \'"',
     "'SELECT ('",
     "'SELECT )'",
     "'SELECT 1 2 3'",
@@ -165,8 +171,8 @@ _FAULTY = [
     "\"INSERT INTO t VALUES ({i}, 'bad')\"",
     "\"INSERT INTO t VALUES (1, 'a'), (1, 'b')\"",
     "\"DO $$ BEGIN RAISE NOTICE 'before'; PERFORM 1/0; END $$\"",
-    "\"DO $$ BEGIN PERFORM nope; END $$\"",
-    "\"DO $$ BEGN END $$\"",
+    '"DO $$ BEGIN PERFORM nope; END $$"',
+    '"DO $$ BEGN END $$"',
     "'SELECT %s'",
     "'SELECT %s', ()",
     "'SELECT %s', (1, 2)",
@@ -185,7 +191,7 @@ _FAULTY = [
     "\"SELECT '\\u20ac \\u4e2d'\"",
     "'SELECT %s', ('\\u4e2d',)",
     "b\"SELECT '\\xff'\"",
-    "b\"SELECT '\\xc3\"",
+    'b"SELECT \'\\xc3"',
     "b'\\xff'",
     "5",
     "None",
@@ -222,8 +228,8 @@ _MANY = [
     "'SELECT 1; SELECT nope'",
     "'SELECT 1; SELEC 2'",
     "'SELECT 1; SELECT 1/0'",
-    "\"INSERT INTO t (id) VALUES ({i}); SELECT 1/0\"",
-    "\"INSERT INTO t (id) VALUES ({i}); INSERT INTO t (id) VALUES ({j}) RETURNING id\"",
+    '"INSERT INTO t (id) VALUES ({i}); SELECT 1/0"',
+    '"INSERT INTO t (id) VALUES ({i}); INSERT INTO t (id) VALUES ({j}) RETURNING id"',
     "\"SELECT 'a;b'\"",
     "\"SELECT 'a;b', nope\"",
     "'SELECT $$;$$'",
@@ -272,11 +278,19 @@ _SLEEPS = [
 
 _SETTINGS = [
     *("conn.autocommit = True", "conn.autocommit = True", "conn.autocommit = False", "conn.autocommit = False"),
-    *("conn.isolation_level = 'SERIALIZABLE'", "conn.isolation_level = 'repeatable read'", "conn.isolation_level = None"),
+    *(
+        "conn.isolation_level = 'SERIALIZABLE'",
+        "conn.isolation_level = 'repeatable read'",
+        "conn.isolation_level = None",
+    ),
     *("conn.isolation_level = 'nope'", "conn.isolation_level = 1", "conn.isolation_level = 'default'"),
     *("conn.readonly = True", "conn.readonly = False", "conn.readonly = None", "conn.readonly = 'default'"),
     *("conn.deferrable = True", "conn.deferrable = False", "conn.deferrable = None"),
-    *("conn.set_session(readonly=True)", "conn.set_session('SERIALIZABLE', True, True)", "conn.set_session(autocommit=True)"),
+    *(
+        "conn.set_session(readonly=True)",
+        "conn.set_session('SERIALIZABLE', True, True)",
+        "conn.set_session(autocommit=True)",
+    ),
     *("conn.set_session(isolation_level='READ COMMITTED', autocommit=True)", "conn.set_session()"),
     *("conn.set_session('DEFAULT', 'DEFAULT', 'DEFAULT')", "conn.set_session(autocommit=False)"),
     *("conn.set_session(readonly=False, deferrable=False)", "conn.set_session('nope')", "conn.set_session(7)"),
@@ -284,13 +298,24 @@ _SETTINGS = [
     *("conn.set_isolation_level(3)", "conn.set_isolation_level(4)", "conn.set_isolation_level(7)"),
     *("conn.set_client_encoding('LATIN1')", "conn.set_client_encoding('UTF8')", "conn.set_client_encoding('nope')"),
     *("conn.set_client_encoding('utf-8')", "conn.set_client_encoding('SJIS')", "conn.set_client_encoding('SQL_ASCII')"),
-    *("conn.reset()", "conn.reset()", "conn.cancel()", "conn.notices.clear()", "conn.notices = []", "conn.notifies.clear()"),
+    *(
+        "conn.reset()",
+        "conn.reset()",
+        "conn.cancel()",
+        "conn.notices.clear()",
+        "conn.notices = []",
+        "conn.notifies.clear()",
+    ),
     *("conn.cursor_factory = extras.DictCursor", "conn.cursor_factory = None", "conn.cursor_factory = plain_function"),
     *("conn.poll()", "conn.isexecuting()", "conn.get_parameter_status('server_encoding')", "conn.info.error_message"),
     *("extensions.register_type(extensions.UNICODEARRAY, conn)", "extensions.quote_ident('a\"b', conn)"),
     *("extras.register_composite('pair', conn)", "extras.register_composite('nopair', conn)"),
     *("extras.HstoreAdapter.get_oids(conn)", "conn.lobject(0, 'n', 3001)"),
-    *("extensions.adapt('é\\\\').prepare(conn)", "c0.mogrify('SELECT %s', ('é\\\\',))", "c0.mogrify('SELECT %s', (Unadaptable(),))"),
+    *(
+        "extensions.adapt('é\\\\').prepare(conn)",
+        "c0.mogrify('SELECT %s', ('é\\\\',))",
+        "c0.mogrify('SELECT %s', (Unadaptable(),))",
+    ),
 ]
 
 _ENDS = ["conn.commit()", "conn.rollback()", "conn.commit()", "conn.rollback()", "committed()"]
@@ -364,13 +389,22 @@ _COPIES = [
 ]
 
 _CALLS = [
-    *("callproc('f', ({i},))", "callproc('f', ({i}, 'z'))", "callproc('f', {{'x': {i}, 'y': 'n'}})", "callproc('nope')"),
+    *(
+        "callproc('f', ({i},))",
+        "callproc('f', ({i}, 'z'))",
+        "callproc('f', {{'x': {i}, 'y': 'n'}})",
+        "callproc('nope')",
+    ),
     *("callproc('fails', ({i},))", "callproc('several', (3,))", "callproc('f', (Unadaptable(),))", "callproc('f')"),
     *("callproc('now_', [])", "callproc('f', {{5: 1}})", "callproc('')"),
 ]
 
 _LARGE = [
-    *("l{l} = conn.lobject(0, 'w', 100{l})", "l{l} = conn.lobject(0, 'wb', 100{l})", "l{l} = conn.lobject(100{l}, 'r')"),
+    *(
+        "l{l} = conn.lobject(0, 'w', 100{l})",
+        "l{l} = conn.lobject(0, 'wb', 100{l})",
+        "l{l} = conn.lobject(100{l}, 'r')",
+    ),
     *("l{l} = conn.lobject(100{l}, 'rwb')", "l{l} = conn.lobject(100{l}, 'nope')", "l{l} = conn.lobject(999)"),
     *("l{l}.write('text é')", "l{l}.write(b'bytes')", "l{l}.read()", "l{l}.read(3)", "l{l}.seek(0)", "l{l}.seek(2, 2)"),
     *("l{l}.tell()", "l{l}.truncate(4)", "l{l}.close()", "l{l}.unlink()", "l{l}.export('/nonexistent/x')"),
@@ -522,7 +556,13 @@ class _Maker:
         """`with conn`, `with cursor`, and errors that are caught, or aren't."""
         head = self.random.choice(
             (
-                *("with conn:", "with conn:", "with conn:", "with conn, conn.cursor() as c1:", "with conn.cursor() as c1:"),
+                *(
+                    "with conn:",
+                    "with conn:",
+                    "with conn:",
+                    "with conn, conn.cursor() as c1:",
+                    "with conn.cursor() as c1:",
+                ),
                 *("with conn.cursor('w') as n1:", "try:", "with conn, conn.cursor('w') as n1:"),
             )
         )

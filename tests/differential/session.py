@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import decimal
 import functools
@@ -55,7 +54,13 @@ _CONNECTION_ATTRIBUTES = (
     *("status", "autocommit", "isolation_level", "readonly", "deferrable", "encoding", "closed", "async_"),
     *("cursor_factory", "server_version", "protocol_version", "notices"),
 )
-_PARAMETERS = ("client_encoding", "DateStyle", "TimeZone", "standard_conforming_strings", "default_transaction_read_only")
+_PARAMETERS = (
+    "client_encoding",
+    "DateStyle",
+    "TimeZone",
+    "standard_conforming_strings",
+    "default_transaction_read_only",
+)
 _CURSOR_ATTRIBUTES = (
     *("rowcount", "rownumber", "statusmessage", "description", "query", "lastrowid", "closed", "name", "arraysize"),
     *("itersize", "scrollable", "withhold", "row_factory", "connection"),
@@ -190,14 +195,13 @@ class Session:
             self._do(step, namespace)
             seen.append(self._notes)
         conn = namespace.get("conn")
-        with contextlib.suppress(Exception):
-            conn.close()
+        closing = self._tried(conn.close) if isinstance(conn, extensions.connection) else None
         namespace.clear()
         self._namespace = None
         left = self._look()
         if left != self._pristine:
             self._clean()
-        seen.append([{"tables": self.show(left), "log": self.show(self._log.getvalue())}])
+        seen.append([{"closing": closing, "tables": self.show(left), "log": self.show(self._log.getvalue())}])
         return seen
 
     def _do(self, step, namespace):
@@ -287,6 +291,12 @@ class Session:
 
     def _clean(self):
         with self._observer.cursor() as cur:
+            # A connection that isn't closed, whyever, doesn't disturb the next program.
+            cur.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = current_database() "
+                "AND NOT pid = ANY (%s)",
+                ([self._observer.info.backend_pid, self._watcher.info.backend_pid],),
+            )
             cur.execute("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()")
             for (gid,) in cur.fetchall():
                 cur.execute("ROLLBACK PREPARED %s", (gid,))
