@@ -39,8 +39,7 @@ def first_difference(seed, program, expected, seen, rules=()):
         details = []
         if len(theirs) != len(ours):
             details.append(f"{len(theirs)} looks with psycopg2, {len(ours)} with greenpg")
-        for left, right in zip(theirs, ours, strict=False):
-            left, right = _flat(left), _flat(right)
+        for left, right in zip(map(_flat, theirs), map(_flat, ours), strict=False):
             for key in [*left, *(key for key in right if key not in left)]:
                 one, other = left.get(key, NOTHING), right.get(key, NOTHING)
                 if one == other:

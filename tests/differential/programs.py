@@ -284,7 +284,7 @@ _SETTINGS = [
         "conn.isolation_level = None",
     ),
     *("conn.isolation_level = 'nope'", "conn.isolation_level = 1", "conn.isolation_level = 'default'"),
-    *("conn.readonly = True", "conn.readonly = False", "conn.readonly = None", "conn.readonly = 'default'"),
+    *("conn.isolation_level = None", "conn.readonly = True", "conn.readonly = False", "conn.readonly = None"),
     *("conn.deferrable = True", "conn.deferrable = False", "conn.deferrable = None"),
     *(
         "conn.set_session(readonly=True)",
@@ -420,7 +420,7 @@ _EXTRAS = [
     "extras.execute_values(c{k}, 'INSERT INTO t (id, v) VALUES %s', [({i}, 'e'), ({j}, 'e')])",
     "extras.execute_values(c{k}, 'INSERT INTO t (id, v) VALUES %s RETURNING id', [({i}, 'e'), (9, 'e')], fetch=True)",
     "extras.execute_values(c{k}, 'INSERT INTO t (id, v) VALUES %s', [(i, 'e') for i in range(5)], page_size=2)",
-    "extras.execute_batch(c{k}, 'INSERT INTO t (id, v) VALUES (%s, %s)', [(i, 'b') for i in range({i}, 9)], page_size=3)",
+    "extras.execute_batch(c{k}, 'INSERT INTO t (id, v) VALUES (%s, %s)', [(i, 'b') for i in range({i}, 9)], 3)",
     "extras.execute_batch(c{k}, 'SELECT nope %s', [(1,), (2,)])",
 ]
 

@@ -277,7 +277,12 @@ class Session:
             return
         pid = conn.info.backend_pid
         with self._watcher.cursor() as cur:
-            cur.execute("SELECT pg_terminate_backend(%s, 10000)", (pid,))
+            cur.execute("SELECT pg_terminate_backend(%s)", (pid,))
+            while True:  # pg_terminate_backend() itself would look ten times a second only
+                cur.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", (pid,))
+                if not cur.rowcount:
+                    break
+                time.sleep(0.001)
 
     def _recover(self):
         return sorted(str(xid) for xid in self._namespace["conn"].tpc_recover() if xid.database == self._database)
@@ -293,7 +298,7 @@ class Session:
         with self._observer.cursor() as cur:
             # A connection that isn't closed, whyever, doesn't disturb the next program.
             cur.execute(
-                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = current_database() "
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
                 "AND NOT pid = ANY (%s)",
                 ([self._observer.info.backend_pid, self._watcher.info.backend_pid],),
             )

@@ -1,4 +1,4 @@
-"""One process of `python -m tests.differential`: `python -m differential.worker HUB DSN TOKEN FIRST COUNT [self] [strict]`."""
+"""One process of `python -m tests.differential`: `... worker HUB DSN TOKEN FIRST COUNT [self] [strict]`."""
 
 from __future__ import annotations
 
