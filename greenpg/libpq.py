@@ -173,6 +173,15 @@ def overwrite_error_field(result: int, name: str, value: bytes) -> None:
     ctypes.memmove(find(result, ord(DIAGNOSTICS[name])), value + b"\0", len(value) + 1)
 
 
+def overwrite_error_message(pgconn: int, message: bytes) -> None:
+    """Write another message over the connection's last one, which must be at least as long."""
+    find = _handles()[0]["PQerrorMessage"]
+    find.restype, find.argtypes = _pointer, [_pointer]
+    address = find(pgconn)
+    if len(message) <= len(ctypes.string_at(address)):
+        ctypes.memmove(address, message + b"\0", len(message) + 1)
+
+
 def text_buffer(size: int) -> Any:
     """Memory for a message that a function writes; `.value` is the message, as bytes."""
     return ctypes.create_string_buffer(size)

@@ -79,7 +79,7 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
     set_client_encoding = guarded_method(
         _connection,
         "set_client_encoding",
-        ends_transaction=True,
+        ends_transaction=None,
         check=forbid_inside_transaction,
         alters_settings=True,
     )
@@ -95,7 +95,7 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
 
     set_session = guarded_method(_connection, "set_session", check=forbid_inside_transaction, alters_settings=True)
     set_isolation_level = guarded_method(
-        _connection, "set_isolation_level", ends_transaction=True, check=forbid_inside_transaction, alters_settings=True
+        _connection, "set_isolation_level", ends_transaction=None, check=forbid_inside_transaction, alters_settings=True
     )
     #: The same for greenpg's own use.
     _set_session = guarded_method(_connection, "set_session")

@@ -15,13 +15,13 @@ def guarded_method(
     psycopg2_class: Any,
     name: str,
     *,
-    ends_transaction: bool = False,
+    ends_transaction: bool | None = False,
     alters_settings: bool = False,
     check: Callable[..., None] | None = None,
 ) -> Callable[..., Any]:
     """psycopg2's connection method of that name, guarded.
 
-    Does it end the transaction, if there is one? Does it change settings that a pool puts back?
+    Does it end the transaction, if there is one (None: where it has something to do)? Does it change settings that a pool puts back?
 
     `check` is called with the connection, the name and the arguments before anything happens, and may refuse.
     """
@@ -39,6 +39,7 @@ def guarded_method(
             self._transactions_ended += 1
         if alters_settings:
             self._has_altered_settings = True
+        status_before = self._driver_status
         try:
             return method(self, *args, **kwargs)
         except psycopg2.DatabaseError as error:
@@ -46,6 +47,8 @@ def guarded_method(
             raise error
         finally:
             self._call = outer_call
+            if ends_transaction is None and self._driver_status != status_before:
+                self._transactions_ended += 1
             if self._interruption is not None:
                 self._raise_interruption()
 

@@ -16,8 +16,9 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions, sql
 
+from .. import libpq
 from ..driver import driver_status
-from .server_errors import renumbered
+from .server_errors import renumbered, text_codec
 
 _connection: Any = extensions.connection
 _execute = extensions.cursor.execute
@@ -62,7 +63,7 @@ def execute_first(conn: Any, cur: Any, query: Any, vars: Any) -> None:
     BEGIN in front of the statement where that can be done. Suspends.
     """
     word = conn._status_word
-    if word is None or conn.get_transaction_status() != _IDLE:
+    if word is None or cur.closed or conn.get_transaction_status() != _IDLE:
         return _execute(cur, query, vars)
     if not driver_status.is_proven:
         return _prove_status(conn, cur, query, vars, word)
@@ -79,16 +80,16 @@ def execute_first(conn: Any, cur: Any, query: Any, vars: Any) -> None:
     try:
         _execute(cur, message)
     except BaseException as error:
+        cur._hide_prefix(message, len(begin))
         if conn.closed:
             raise
-        cur._hide_prefix(message, len(begin))
         if conn.get_transaction_status() == _IDLE:
             word.value = _READY
             if not _has_run_nothing(conn, error):
                 raise
         else:
             if isinstance(error, psycopg2.Error):
-                _point_into_statement(error, len(begin))
+                _point_into_statement(conn, error, len(begin))
             raise
     else:
         cur._hide_prefix(message, len(begin))
@@ -106,7 +107,9 @@ def _merged(conn: Any, cur: Any, query: Any, vars: Any) -> bytes | None:
         return None
     try:
         return _mogrify(cur, query, vars)  # type: ignore[no-any-return]
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, UnicodeEncodeError) and error.object is query:
+            raise
         # What execute() does to the cursor before it comes to the arguments.
         try:
             _execute(cur, b"%s", (_Unadaptable(),))
@@ -150,11 +153,12 @@ def _prove_status(conn: Any, cur: Any, query: Any, vars: Any, word: Any) -> None
             driver_status.prove(conn, word)
 
 
-def _point_into_statement(error: psycopg2.Error, prefix_length: int) -> None:
+def _point_into_statement(conn: Any, error: psycopg2.Error, prefix_length: int) -> None:
     """Make the error point into the user's statement, which begins in the second line of what was sent."""
     if driver_status.move_error_back(error, prefix_length):
         text, pgerror = (renumbered(text.encode(), 1).decode() for text in (str(error), error.pgerror or ""))
         driver_status.replace_text(error, text, pgerror)
+        libpq.overwrite_error_message(conn.pgconn_ptr, pgerror.encode(text_codec(conn), "replace"))
 
 
 def execute_alone(conn: Any, cur: Any, query: Any, vars: Any) -> None:

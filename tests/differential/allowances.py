@@ -70,6 +70,10 @@ MEANT = [
         ),
     ),
     Rule(
+        "the connection is lost in the message that carries BEGIN and the first statement",
+        lambda it: it.attribute == "status" and it.seen.get("conn.closed") == 2,
+    ),
+    Rule(
         "psycopg2 is stuck in a COPY that execute() has begun",
         lambda it: (
             (it.key == "conn.get_transaction_status()" and it.theirs == 1)
