@@ -21,7 +21,8 @@ def guarded_method(
 ) -> Callable[..., Any]:
     """psycopg2's connection method of that name, guarded.
 
-    Does it end the transaction, if there is one (None: where it has something to do)? Does it change settings that a pool puts back?
+    Does it end the transaction, if there is one (None: where it has something to do)? Does it change settings that a
+    pool puts back?
 
     `check` is called with the connection, the name and the arguments before anything happens, and may refuse.
     """
