@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,24 +36,26 @@ def first_difference(seed, program, expected, seen, rules=()):
     for number, (theirs, ours) in enumerate(zip(expected, seen, strict=True)):
         if theirs == ours:
             continue
-        history = "\n".join(steps[: number + 1])
         details = []
-        if len(theirs) != len(ours):
-            details.append(f"{len(theirs)} looks with psycopg2, {len(ours)} with greenpg")
-        for left, right in zip(map(_flat, theirs), map(_flat, ours), strict=False):
-            for key in [*left, *(key for key in right if key not in left)]:
-                one, other = left.get(key, NOTHING), right.get(key, NOTHING)
-                if one == other:
-                    continue
-                differing = Differing(steps[number], history, key, one, other, right)
-                rule = next((rule for rule in rules if rule.applies(differing)), None)
-                if rule is None:
-                    details.append(f"{key}: psycopg2 {one}, greenpg {other}")
-                elif rule.ends:
-                    return None
+        for differing in _differing(steps[number], "\n".join(steps[: number + 1]), theirs, ours):
+            rule = next((rule for rule in rules if rule.applies(differing)), None)
+            if rule is None:
+                details.append(f"{differing.key}: psycopg2 {differing.theirs}, greenpg {differing.ours}")
+            elif rule.ends:
+                return None
         if details:
             return Difference(seed, program, number, details)
     return None
+
+
+def _differing(step, history, theirs, ours):
+    if len(theirs) != len(ours):
+        yield Differing(step, history, "looks", len(theirs), len(ours), {})
+    for left, right in zip(map(_flat, theirs), map(_flat, ours), strict=False):
+        for key in [*left, *(key for key in right if key not in left)]:
+            one, other = left.get(key, NOTHING), right.get(key, NOTHING)
+            if one != other:
+                yield Differing(step, history, key, one, other, right)
 
 
 def _flat(seen):
@@ -76,6 +79,9 @@ class Comparison:
         self.compared = 0
         self.found = []
         self.unstable = []
+        #: What runs now, and since when: for whoever watches over programs that hang.
+        self.running = []
+        self.running_since = time.monotonic()
 
     def run(self, seeds):
         """Compare the programs of the seeds; what differs is reduced and reported, and is in `found`."""
@@ -84,7 +90,7 @@ class Comparison:
             batch = seeds[start : start + 25]
             programs = [make_program(seed) for seed in batch]
             self._oracle.ask(programs)
-            seen = [self._session.run(program) for program in programs]
+            seen = [self._run(program) for program in programs]
             for seed, program, theirs, ours in zip(batch, programs, self._oracle.answer(), seen, strict=True):
                 self.compared += 1
                 difference = first_difference(seed, program, theirs, ours, self._rules)
@@ -94,8 +100,12 @@ class Comparison:
     def compare(self, program, seed=None):
         """The first difference of one program, or None."""
         self._oracle.ask([program])
-        ours = self._session.run(program)
+        ours = self._run(program)
         return first_difference(seed, program, self._oracle.answer()[0], ours, self._rules)
+
+    def _run(self, program):
+        self.running, self.running_since = program, time.monotonic()
+        return self._session.run(program)
 
     def _take(self, difference):
         again = self.compare(difference.program, difference.seed)

@@ -10,6 +10,7 @@ import logging
 import re
 import threading
 import time
+import zlib
 
 import psycopg2
 from psycopg2 import extensions, extras, sql
@@ -100,6 +101,26 @@ class Raising:
         raise Boom("adapting")
 
 
+class Querying:
+    """An adapter that uses the connection for which it adapts."""
+
+    def __init__(self, conn, query="SELECT 1"):
+        self._conn = conn
+        self._query = query
+
+    def __conform__(self, protocol):
+        return self
+
+    def getquoted(self):
+        with self._conn.cursor() as cur:
+            cur.execute(self._query)
+        return b"'queried'"
+
+
+class Text(str):
+    """A str, and not quite."""
+
+
 class MyCursor(extensions.cursor):
     """As users write them."""
 
@@ -180,6 +201,7 @@ class Session:
         self._namespace = namespace = {
             **_HELPERS,
             "see": self._see,
+            "tell": lambda value: self._note({"told": self.show(value)}),
             "kill": self._kill,
             "cancel": self._cancel,
             "committed": self._look,
@@ -352,6 +374,8 @@ class Session:
             return repr(value)
         if isinstance(value, int):
             return repr(int(value))
+        if isinstance(value, str | bytes) and len(value) > _LONGEST:
+            return f"{value[:50]!r}... of {len(value)}: {hash_of(value)}"
         if isinstance(value, str):
             return repr(self._own_names.sub(self._own_name, value))
         if isinstance(value, bytes):
@@ -401,6 +425,13 @@ def _class_name(value):
 
 
 _STANDS_FOR = {"Connection": "connection", "Cursor": "cursor", "ServerCursor": "cursor", "LargeObject": "lobject"}
+
+
+def hash_of(value):
+    return zlib.crc32(value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass"))
+
+
+_LONGEST = 2000
 _PLAIN = {int, bool, type(None)}
 
 
@@ -435,6 +466,8 @@ _HELPERS = {
     "Boom": Boom,
     "Unadaptable": Unadaptable,
     "Raising": Raising,
+    "Querying": Querying,
+    "Text": Text,
     "MyConnection": MyConnection,
     "MyCursor": MyCursor,
     "partial": functools.partial,

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import faulthandler
+import os
+import signal
 import sys
 import time
 import warnings
+
+#: Seconds that a program may take.
+_LONGEST = 60
 
 
 def main():
@@ -40,11 +45,19 @@ def main():
         session = Session(ours, Side() if is_self_test else GreenSide())
         comparison = Comparison(oracle, session, lambda text: print(text, flush=True), is_strict="strict" in rest)
 
+        def look(*args):
+            if time.monotonic() - comparison.running_since > _LONGEST:
+                print("hangs:", *comparison.running, sep="\n  ", flush=True)
+                faulthandler.dump_traceback()
+                os._exit(1)
+
+        signal.signal(signal.SIGALRM, look)
+        signal.setitimer(signal.ITIMER_REAL, 5, 5)
+
         def run():
             nonlocal told
             seeds = range(int(first), int(first) + int(count))
             for start in range(0, len(seeds), 100):
-                faulthandler.dump_traceback_later(120, exit=True)
                 comparison.run(seeds[start : start + 100])
                 now = time.monotonic()
                 if now - told > 60:
@@ -54,7 +67,7 @@ def main():
         try:
             run()
         finally:
-            faulthandler.cancel_dump_traceback_later()
+            signal.setitimer(signal.ITIMER_REAL, 0)
             session.close()
             oracle.close()
     took = time.monotonic() - started
