@@ -13,12 +13,13 @@ from .. import libpq
 from ..errors import CopyInProgress, is_interruption
 from ..hubs import hub
 from .channel import ConnectionLost, cut_off, waiter_of
-from .copy_format import format_row, parse_row
+from .copy_format import RowFormat
 from .copying import CopyChannel, end_stray_copy, is_ready_for_copy
 from .server_errors import error_of, text_codec
 from .waiting import CopyBlock
 
 _cursor = extensions.cursor
+_Typecaster = type(extensions.UNICODE)  # takes bytes in the client encoding; text it would encode in UTF-8
 
 # write_row() collects lines up to so many characters: a call into libpq for each row would cost more than the row.
 _WRITE_BEHIND = 32 * 1024
@@ -45,7 +46,6 @@ class Copy(CopyBlock):
         self._task: object = None  # who opened the block
         self._is_busy = False
         self._at_end = False
-        self._codec = ""
         self._unsent: list[str] = []
         self._unsent_length = 0
         self._rows: list[bytes] = []  # read, the next one last
@@ -53,6 +53,8 @@ class Copy(CopyBlock):
 
     def __enter__(self) -> Copy:
         conn = self._conn
+        self._codec = text_codec(conn)
+        self._format = RowFormat(conn)
         deadline = self._start()
         self._task = hub().current()
         conn._owner = self
@@ -62,7 +64,6 @@ class Copy(CopyBlock):
             cut_off(conn)
             raise
         self._channel = channel
-        self._codec = text_codec(conn)
         return self
 
     def _start(self) -> float | None:
@@ -173,7 +174,7 @@ class Copy(CopyBlock):
         Raises `psycopg2.ProgrammingError` for a value that has no text form.
         """
         channel = self._active("write_row", libpq.COPY_IN)
-        line = format_row(row, self._conn)
+        line = self._format.line(row)
         self._unsent.append(line)
         self._unsent_length += len(line)
         if self._unsent_length >= _WRITE_BEHIND:
@@ -225,11 +226,11 @@ class Copy(CopyBlock):
             if not self._rows:
                 self._at_end = True
                 return None
-        row = parse_row(self._rows.pop(), self._codec)
-        if self._casts:
-            cursor = self._cursor
-            row = tuple([cast(value, cursor) for cast, value in zip(self._casts, row, strict=True)])
-        return row
+        line = self._rows.pop()
+        if not self._casts:
+            return self._format.row(line)
+        cursor = self._cursor
+        return tuple([cast(value, cursor) for cast, value in zip(self._casts, self._format.fields(line), strict=True)])
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         """The rows, as `read_row()` gives them."""
@@ -246,7 +247,10 @@ class Copy(CopyBlock):
 
     def _typecaster(self, type_: Any) -> Any:
         if callable(type_):
-            return type_
+            if isinstance(type_, _Typecaster):
+                return type_
+            codec = self._codec  # a function, made to take text
+            return lambda value, cursor: type_(None if value is None else value.decode(codec), cursor)
         for registry in (self._cursor.string_types, self._conn.string_types, extensions.string_types):
             if registry and type_ in registry:
                 return registry[type_]

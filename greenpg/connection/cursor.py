@@ -101,8 +101,7 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
 
     def __iter__(self) -> Any:
         """Iterate over the remaining rows, as psycopg2's, letting other tasks run as `fetchall()` does."""
-        rowcount = _rowcount(self)
-        return self if rowcount < BIG_ROWS else iterate_in_turns(self, rowcount)
+        return self if _rowcount(self) < BIG_ROWS else iterate_in_turns(self)
 
     def _note_rowcount(self, rowcount: int) -> None:
         self._copied = (_query(self), rowcount, _statusmessage(self))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from functools import partial
 from itertools import islice, repeat
 from typing import Any
 
+import psycopg2
 from psycopg2 import extensions
 from psycopg2.extras import NamedTupleCursor
 
@@ -15,13 +15,9 @@ from ..hubs import hub
 from .channel import LONGEST_RUN, SHORTEST_PAUSE
 
 _cursor = extensions.cursor
-_fetchone: Any = _cursor.fetchone
 _fetchmany: Any = _cursor.fetchmany
-_next: Any = _cursor.__next__
-_rownumber: Any = _cursor.rownumber.__get__
-
-# Its cursors' __iter__() does for all rows what their __next__() does for one.
-_EXTRAS = NamedTupleCursor.__module__
+_description: Any = _cursor.description.__get__
+_query: Any = _cursor.query.__get__
 
 #: Results with fewer rows are fetched in one go.
 BIG_ROWS = 1000
@@ -30,28 +26,36 @@ _CHUNK_ROWS = 500
 
 
 def fetch_in_turns(cursor: Any) -> list[Any]:
-    """What psycopg2's `fetchall()` gives. Suspends now and then."""
+    """What psycopg2's `fetchall()` gives. Suspends now and then.
+
+    Raises ProgrammingError if another task gives the cursor another result meanwhile: the rest of its rows is gone.
+    """
     rows: list[Any] = _Yielding() if isinstance(cursor, NamedTupleCursor) else []
+    query, result = _query(cursor), _description(cursor)
     pause_at = time.monotonic() + LONGEST_RUN
     sleep = hub().sleep
     while chunk := _fetchmany(cursor, _CHUNK_ROWS):
         rows += chunk
         if time.monotonic() >= pause_at:
             sleep(SHORTEST_PAUSE)
+            if _query(cursor) is not query or _description(cursor) is not result:
+                raise psycopg2.ProgrammingError(
+                    "another task has executed the cursor again during fetchall(): give each task a cursor of its own"
+                )
             pause_at = time.monotonic() + LONGEST_RUN
     return rows
 
 
-def iterate_in_turns(cursor: Any, rowcount: int) -> Iterator[Any]:
-    """The rows of an unnamed cursor. Suspends now and then. Takes no row beforehand: `fetchone()` may come between."""
-    next_row = type(cursor).__next__
-    if next_row is _next or getattr(next_row, "__module__", None) == _EXTRAS:
-        rows: Iterator[Any] = iter(partial(_fetchone, cursor), None)
-    else:  # a class of the user's, which makes something of each row
-        rows = map(next_row, repeat(cursor))
+def iterate_in_turns(cursor: Any) -> Iterator[Any]:
+    """The rows of an unnamed cursor, each by its own `__next__()`: whatever is done with the cursor meanwhile, the next
+    row is psycopg2's. Suspends now and then."""
+    return map(type(cursor).__next__, _in_turns(cursor))
+
+
+def _in_turns(cursor: Any) -> Iterator[Any]:
     pause_at = time.monotonic() + LONGEST_RUN
-    while _rownumber(cursor) < rowcount:
-        yield from islice(rows, _CHUNK_ROWS)
+    while True:
+        yield from repeat(cursor, _CHUNK_ROWS)
         if time.monotonic() >= pause_at:
             hub().sleep(SHORTEST_PAUSE)
             pause_at = time.monotonic() + LONGEST_RUN
