@@ -123,9 +123,9 @@ def _has_run_nothing(conn: Any, error: BaseException) -> bool:
 
     It has if it couldn't parse it. A message that was cancelled, before or in BEGIN, is not to be sent again.
     """
-    return (
-        isinstance(error, psycopg2.Error) and error.pgcode not in (None, _QUERY_CANCELED) and conn._interruption is None
-    )
+    if not isinstance(error, psycopg2.Error) or conn._gate.interruption is not None:
+        return False
+    return error.pgcode not in (None, _QUERY_CANCELED)
 
 
 def begin_of(conn: Any) -> bytes:

@@ -12,7 +12,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from ..connection.connecting import connect
+from ..connection.connect.connecting import connect
 from ..hubs import Event, hub
 from .ledger import CLOSED, Slot
 from .parameters import for_libpq

@@ -7,7 +7,7 @@ from typing import Any
 
 from psycopg2 import extensions
 
-from ..connection.connecting import checked_dsn
+from ..connection.connect.dsn import checked_dsn
 from .sessions import reset_session
 
 #: Keywords that greenpg or psycopg2 take for themselves; the others go into the connection string.

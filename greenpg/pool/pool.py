@@ -233,7 +233,7 @@ class ConnectionPool(BasePool):
     def _take_back(self, slot: Slot, lent_at: float) -> None:
         """The task that took the connection has ended. Called in the hub, where nothing may suspend."""
         conn = slot.conn
-        if slot.lent_at != lent_at or conn._pool is not self or conn._last_owner not in (None, slot.holder):
+        if slot.lent_at != lent_at or conn._pool is not self or conn._gate.last_user not in (None, hash(slot.holder)):
             return
         code, line = slot.taken_at or (None, 0)
         logger.warning(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from itertools import islice, repeat
 from typing import Any
@@ -11,8 +10,7 @@ import psycopg2
 from psycopg2 import extensions
 from psycopg2.extras import NamedTupleCursor
 
-from ..hubs import hub
-from .channel import LONGEST_RUN, SHORTEST_PAUSE
+from .pacing import Pacer
 
 _cursor = extensions.cursor
 _fetchmany: Any = _cursor.fetchmany
@@ -32,17 +30,13 @@ def fetch_in_turns(cursor: Any) -> list[Any]:
     """
     rows: list[Any] = _Yielding() if isinstance(cursor, NamedTupleCursor) else []
     query, result = _query(cursor), _description(cursor)
-    pause_at = time.monotonic() + LONGEST_RUN
-    sleep = hub().sleep
+    pacer = Pacer()
     while chunk := _fetchmany(cursor, _CHUNK_ROWS):
         rows += chunk
-        if time.monotonic() >= pause_at:
-            sleep(SHORTEST_PAUSE)
-            if _query(cursor) is not query or _description(cursor) is not result:
-                raise psycopg2.ProgrammingError(
-                    "another task has executed the cursor again during fetchall(): give each task a cursor of its own"
-                )
-            pause_at = time.monotonic() + LONGEST_RUN
+        if pacer.pause() and (_query(cursor) is not query or _description(cursor) is not result):
+            raise psycopg2.ProgrammingError(
+                "another task has executed the cursor again during fetchall(): give each task a cursor of its own"
+            )
     return rows
 
 
@@ -53,12 +47,10 @@ def iterate_in_turns(cursor: Any) -> Iterator[Any]:
 
 
 def _in_turns(cursor: Any) -> Iterator[Any]:
-    pause_at = time.monotonic() + LONGEST_RUN
+    pacer = Pacer()
     while True:
         yield from repeat(cursor, _CHUNK_ROWS)
-        if time.monotonic() >= pause_at:
-            hub().sleep(SHORTEST_PAUSE)
-            pause_at = time.monotonic() + LONGEST_RUN
+        pacer.pause()
 
 
 class _Yielding(list[Any]):
@@ -66,9 +58,7 @@ class _Yielding(list[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         rows = super().__iter__()
-        pause_at = time.monotonic() + LONGEST_RUN
+        pacer = Pacer()
         for _ in range(0, len(self), _CHUNK_ROWS):
             yield from islice(rows, _CHUNK_ROWS)
-            if time.monotonic() >= pause_at:
-                hub().sleep(SHORTEST_PAUSE)
-                pause_at = time.monotonic() + LONGEST_RUN
+            pacer.pause()

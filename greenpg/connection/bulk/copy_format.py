@@ -12,7 +12,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
-from .server_errors import text_codec
+from ..server_errors import text_codec
 
 _CONTROLS = {"\t": "t", "\n": "n", "\r": "r", "\b": "b", "\v": "v", "\f": "f"}
 _UNESCAPES = {name.encode(): character.encode() for character, name in _CONTROLS.items()}
