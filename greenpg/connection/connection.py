@@ -23,7 +23,7 @@ from .notifying import NotifyWaits
 from .replication import ReplicationCursor, is_replication_cursor
 from .riding import Ride
 from .transaction import Transaction, forbid_inside, settle_before
-from .waiting import CopyBlock
+from .waiting import Occupant
 
 logger = logging.getLogger("greenpg.connection")
 
@@ -218,7 +218,7 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
         if self._pool is not None and self._pool.close_returns:
             self._pool.putconn(self)
             return
-        if self._owner is not None and not (isinstance(self._owner, CopyBlock) and self._owner.let_go()):
+        if self._owner is not None and not (isinstance(self._owner, Occupant) and self._owner.let_go()):
             self._throw_owner_out()
         if self._fd_waiter is not None:
             self._fd_waiter.close()

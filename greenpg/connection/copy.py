@@ -16,7 +16,7 @@ from .channel import ConnectionLost, cut_off, waiter_of
 from .copy_format import RowFormat
 from .copying import CopyChannel, end_stray_copy, is_ready_for_copy
 from .server_errors import error_of, text_codec
-from .waiting import CopyBlock
+from .waiting import Occupant
 
 _cursor = extensions.cursor
 _Typecaster = type(extensions.UNICODE)  # takes bytes in the client encoding; text it would encode in UTF-8
@@ -26,7 +26,7 @@ _WRITE_BEHIND = 32 * 1024
 _BINARY_SIGNATURE = b"PGCOPY\n\xff\r\n\0"
 
 
-class Copy(CopyBlock):
+class Copy(Occupant):
     """A COPY under way, from `Cursor.copy()`; all its methods suspend, and any error ends the COPY.
 
     COPY ... FROM STDIN: `write()` and `write_row()`. COPY ... TO STDOUT: iterate, `read()`, or `rows()` and
@@ -76,7 +76,7 @@ class Copy(CopyBlock):
         if conn.async_:
             raise psycopg2.ProgrammingError("copy cannot be used in asynchronous mode")
         deadline: float | None = None if conn._deadlines is None else conn._deadlines.next_deadline()
-        conn._call = "copy"
+        outer_call, conn._call = conn._call, "copy"
         try:
             _cursor.execute(self._cursor, self._statement, self._params)
         except psycopg2.ProgrammingError as error:
@@ -87,7 +87,7 @@ class Copy(CopyBlock):
                 raise
             return deadline
         finally:
-            conn._call = None
+            conn._call = outer_call
             if conn._interruption is not None:
                 conn._raise_interruption()
         raise psycopg2.ProgrammingError("copy() is for COPY ... FROM STDIN and COPY ... TO STDOUT, not for other SQL")
@@ -262,7 +262,7 @@ class Copy(CopyBlock):
     def _active(self, operation: str, direction: int | None = None) -> CopyChannel:
         conn, channel = self._conn, self._channel
         if self._is_busy:
-            raise self.refusal(operation)
+            self.make_way(operation)
         if channel is None or conn.closed or conn._owner is not self:
             raise psycopg2.InterfaceError(f"{operation}(): the COPY has ended")
         if direction is not None and channel.direction != direction:
@@ -272,8 +272,8 @@ class Copy(CopyBlock):
 
     # -- what the connection asks of its owner
 
-    def refusal(self, operation: str) -> CopyInProgress:
-        return CopyInProgress(operation, hub().describe(self._task))
+    def make_way(self, operation: str) -> None:
+        raise CopyInProgress(operation, hub().describe(self._task))
 
     def let_go(self) -> bool:
         if not self._is_busy:

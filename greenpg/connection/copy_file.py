@@ -205,7 +205,7 @@ def _run(cursor: Any, name: str, sql: Any, file: Any, size: int) -> None:
     if cursor.name is not None:  # execute() would make a server-side cursor of it
         cursor = extensions.connection.cursor(conn, None, _cursor)
     copy = conn._file_copy = FileCopy(file, size)
-    conn._call = name
+    outer_call, conn._call = conn._call, name
     try:
         _cursor.execute(cursor, sql)
     except psycopg2.Error as error:
@@ -215,6 +215,6 @@ def _run(cursor: Any, name: str, sql: Any, file: Any, size: int) -> None:
         raise
     finally:
         conn._file_copy = None
-        conn._call = None
+        conn._call = outer_call
         if conn._interruption is not None:
             conn._raise_interruption()

@@ -7,8 +7,6 @@ libpq directly, result by result, so that each row's count, and the row that fai
 
 from __future__ import annotations
 
-import contextlib
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,31 +15,28 @@ import psycopg2
 from psycopg2 import extensions, sql
 
 from .. import libpq
-from ..errors import is_interruption, set_attribute
+from ..errors import ConnectionInUse, is_interruption
 from ..hubs import hub
 from .channel import LONGEST_RUN, SHORTEST_PAUSE, ConnectionLost, cut_off, waiter_of
 from .copying import end_stray_copy
 from .interrupting import note_first
 from .paging import PageChannel
-from .server_errors import error_of, moved_back, text_codec
+from .row_errors import SEPARATOR, error_of_page, note_row
+from .server_errors import text_codec
+from .waiting import Occupant
 
 _cursor = extensions.cursor
+_execute: Any = _cursor.execute
 _executemany: Any = _cursor.executemany
 _mogrify: Any = _cursor.mogrify
 _rowcount: Any = _cursor.rowcount.__get__
+_IDLE = extensions.TRANSACTION_STATUS_IDLE
 _INTRANS = extensions.TRANSACTION_STATUS_INTRANS
 _ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
 
 #: A page is sent when it has so many rows, or so many bytes.
 PAGE_ROWS = 1000
 PAGE_BYTES = 1_000_000
-
-# The newline before ends a comment. The one after lets each statement begin a line: the line that libpq quotes in an
-# error is the user's then, only its number is not.
-_SEPARATOR = b"\n;\n"
-
-# Errors of the whole message, found before the server looks for statements in it: invalid characters.
-_OF_THE_MESSAGE = frozenset({"22021", "22P05"})
 
 
 def run_pages(cursor: Any, query: Any, vars_list: Iterable[Any]) -> None:
@@ -64,8 +59,8 @@ def run_pages(cursor: Any, query: Any, vars_list: Iterable[Any]) -> None:
     if statement is None:
         call.execute_alone(rows)
     else:
-        # A generator may use the connection: it is only asked for rows while nothing is under way.
-        call.execute_in_pages(statement, rows, in_advance=isinstance(vars_list, list | tuple))
+        # A generator is only asked for rows while nothing is under way: it may wait for other tasks that need them.
+        _Pages(call, statement, rows, in_advance=isinstance(vars_list, list | tuple)).run()
     cursor._note_rowcount(call.rowcount)
 
 
@@ -79,22 +74,29 @@ def _joinable(query: Any, conn: Any, cursor: Any) -> bytes | None:
 
 
 class _Call:
-    """One `executemany()` under way."""
+    """One `executemany()` under way: what it has done, and psycopg2's way of doing it."""
 
     def __init__(self, cursor: Any, query: Any) -> None:
-        self._cursor = cursor
-        self._conn = cursor.connection
+        self.cursor = cursor
+        self.conn = cursor.connection
         self._query = query
         #: The sum; -1 when a row's count is.
         self.rowcount = 0
-        self._done = 0  # rows
+        self.done = 0  # rows
 
-    def _count(self, rowcount: int) -> None:
+    def count(self, rowcount: int) -> None:
         self.rowcount = -1 if rowcount == -1 or self.rowcount == -1 else self.rowcount + rowcount
 
     def execute_alone(self, rows: Iterable[Any]) -> None:
         """psycopg2's way: a round trip for each row."""
-        conn = self._conn
+        self._run(rows, lambda counted: _executemany(self.cursor, self._query, counted))
+
+    def execute_statement(self, statement: bytes) -> None:
+        """The same for a row whose statement is made already."""
+        self._run(((),), lambda counted: [_execute(self.cursor, statement) for _ in counted])
+
+    def _run(self, rows: Iterable[Any], execute: Callable[[Iterator[Any]], object]) -> None:
+        conn = self.conn
         if conn._owner is not None:
             conn._refuse_if_owned("executemany")
         begun = 0
@@ -103,189 +105,237 @@ class _Call:
             nonlocal begun
             for row in rows:
                 begun += 1
-                conn._call = "executemany"  # the rows' generator may have used the connection
                 yield row
 
-        conn._call = "executemany"
+        outer_call, conn._call = conn._call, "executemany"
         try:
-            _executemany(self._cursor, self._query, counted())
+            execute(counted())
         except Exception as error:
             if begun and conn._interruption is None:
-                _note_row(error, self._done + begun - 1)
+                note_row(error, self.done + begun - 1)
             if isinstance(error, psycopg2.ProgrammingError):
                 end_stray_copy(conn, error)
             raise
         finally:
-            conn._call = None
+            conn._call = outer_call
             if conn._interruption is not None:
                 conn._raise_interruption()
-        self._done += begun
+        self.done += begun
         if begun:
-            self._count(_rowcount(self._cursor))
+            self.count(_rowcount(self.cursor))
 
-    def execute_in_pages(self, statement: bytes, rows: Iterator[Any], *, in_advance: bool) -> None:
-        """All rows but the last in pages. Is a page to be made while the server works on the one before?"""
-        pages = _Pages(self._cursor, statement, rows, self._done)
-        pages.advance()
-        while pages.page:
-            self._send(pages.page, pages.advance if in_advance else None)
-            if not in_advance:
-                pages.advance()
-        if pages.failure is not None:
-            raise pages.failure
-        self.execute_alone(pages.held_back)
 
-    def _send(self, page: list[bytes], meanwhile: Callable[[], None] | None) -> None:
-        conn = self._conn
-        if conn._owner is not None:
-            conn._refuse_if_owned("executemany")
-        if conn.closed:
-            raise psycopg2.InterfaceError("connection already closed")
-        deadline = None if conn._deadlines is None else conn._deadlines.next_deadline()
-        channel = PageChannel(conn, waiter_of(conn), deadline)
-        conn._owner = conn._last_owner = hub().current()
+class _Pages(Occupant):
+    """Makes statements of the rows, and sends them by pages.
+
+    The rows' iterator and their adapters are the user's code, and may use the connection, even end the transaction.
+    Then it is brought to rest first, and as psycopg2 would have it: all rows before have been executed.
+    """
+
+    def __init__(self, call: _Call, statement: bytes, rows: Iterator[Any], *, in_advance: bool) -> None:
+        self._call = call
+        self._cursor = call.cursor
+        self._conn = call.conn
+        self._statement = statement
+        self._rows = rows
+        #: Is a page to be made while the server works on the one before?
+        self._in_advance = in_advance
+        self._task = hub().current()
+        self._page: list[bytes] = []
+        self._size = 0
+        #: The last row, for psycopg2, unless another one comes.
+        self._held_back: list[Any] = []
+        #: The page that the server works on.
+        self._flight: tuple[PageChannel, list[bytes]] | None = None
+        #: What went wrong when the connection was brought to rest: the user's code may have caught it.
+        self._failure: BaseException | None = None
+
+    def run(self) -> None:
+        """All rows that are left."""
         try:
-            failure = self._run(channel, _SEPARATOR.join(page), meanwhile)
+            self._run()
+        except BaseException as error:
+            is_of_the_users_code = self._failure is None and isinstance(error, Exception) and not is_interruption(error)
+            if is_of_the_users_code and not self._conn.closed:
+                self._settle()  # psycopg2 would have executed the rows before; if one of them fails, that came first
+            elif self._flight is not None:
+                self._cancel(error)
+            raise
         finally:
-            conn._owner = None
-        for rowcount in channel.rowcounts:
-            self._count(rowcount)
-        if failure is not None:
-            raise self._error(page, failure, len(channel.rowcounts))
-        commands = len(channel.rowcounts)
-        if commands != len(page):
-            raise psycopg2.ProgrammingError(
-                f"rows {self._done} to {self._done + len(page) - 1} of executemany() were {commands} commands for the "
-                f"server, instead of {len(page)}: an argument (AsIs?) has changed their number; roll back, and use "
-                "execute() for such rows"
-            )
-        self._done += len(page)
+            if self._conn._owner is self:
+                self._conn._owner = None
 
-    def _run(self, channel: PageChannel, message: bytes, meanwhile: Callable[[], None] | None) -> libpq.Result | None:
-        """Send the page and read its results, the first error if there is one. Whatever happens, the connection is
-        at rest afterwards, or closed."""
-        conn = self._conn
+    def _run(self) -> None:
+        conn, cursor, statement, held_back = self._conn, self._cursor, self._statement, self._held_back
+        pause_at = time.monotonic() + LONGEST_RUN
+        conn._owner = self
+        for row in self._rows:
+            if self._failure is not None:
+                raise self._failure
+            if not held_back:
+                self._begin(row)
+                continue
+            try:
+                mogrified = _mogrify(cursor, statement, held_back.pop())
+            except Exception as error:
+                if self._failure is None and not is_interruption(error):
+                    under_way = 0 if self._flight is None else len(self._flight[1])
+                    note_row(error, self._call.done + under_way + len(self._page))
+                raise
+            held_back.append(row)
+            self._page.append(mogrified)
+            self._size += len(mogrified)
+            count = len(self._page)
+            if self._size >= PAGE_BYTES or count >= PAGE_ROWS:
+                self._send()
+                if not self._in_advance:
+                    self._collect()
+                pause_at = time.monotonic() + LONGEST_RUN
+            elif count % 50 == 0 and time.monotonic() >= pause_at:
+                hub().sleep(SHORTEST_PAUSE)
+                pause_at = time.monotonic() + LONGEST_RUN
+            if conn._owner is None:
+                conn._owner = self
+        if self._failure is not None:
+            raise self._failure
+        self._settle()
+
+    def _begin(self, row: Any) -> None:
+        """The first row, or the rows' iterator has used the connection."""
+        if self._conn.get_transaction_status() == _IDLE:  # and ended the transaction: psycopg2 begins anew
+            self._execute_alone((row,))
+        else:
+            self._held_back.append(row)
+        if self._conn._owner is None:
+            self._conn._owner = self
+
+    # -- when the user's code uses the connection
+
+    def make_way(self, operation: str) -> None:
+        if hub().current() == self._task:
+            if self._failure is not None:  # executemany() has failed, though the user's code goes on
+                raise self._failure
+            try:
+                self._settle()
+            except BaseException:
+                if self._conn._owner is None:
+                    self._conn._owner = self
+                raise
+        elif self._flight is not None:
+            raise ConnectionInUse(operation, hub().describe(self._task))
+        # Another task may come in between two pages, as it may between two statements of psycopg2's executemany().
+
+    def let_go(self) -> bool:
+        if hub().current() == self._task:
+            if self._failure is None:
+                self._settle()
+        elif self._flight is not None:
+            return False
+        if self._conn._owner is self:
+            self._conn._owner = None
+        return True
+
+    def _settle(self) -> None:
+        """Execute all rows that have been taken. The connection is at rest then."""
+        if self._page:
+            self._send()
+        self._collect()
+        if self._conn._owner is self:
+            self._conn._owner = None
+        if self._held_back:
+            self._execute_alone((self._held_back.pop(),))
+
+    def _execute_alone(self, rows: Iterable[Any]) -> None:
+        if self._conn._owner is self:
+            self._conn._owner = None
         try:
-            channel.send(message)
-            if meanwhile is not None:
-                meanwhile()
-            return channel.read()
+            self._call.execute_alone(rows)
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    # -- pages
+
+    def _send(self) -> None:
+        self._collect()
+        page, self._page, self._size = self._page, [], 0
+        conn = self._conn
+        if conn._owner is self:
+            conn._owner = None
+        try:
+            if conn._owner is not None:
+                conn._refuse_if_owned("executemany")
+            if conn.closed:
+                raise psycopg2.InterfaceError("connection already closed")
+            while page and conn.get_transaction_status() == _IDLE:  # an adapter has ended it; psycopg2 begins anew
+                self._call.execute_statement(page.pop(0))
+            if page:
+                deadline = None if conn._deadlines is None else conn._deadlines.next_deadline()
+                channel = PageChannel(conn, waiter_of(conn), deadline)
+                self._flight = channel, page
+                self._wait(lambda: channel.send(SEPARATOR.join(page)))
+                conn._owner = self
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    def _collect(self) -> None:
+        """Wait for the results of the page under way, if there is one."""
+        if self._flight is None:
+            return
+        channel, page = self._flight
+        call = self._call
+        try:
+            failure = self._wait(channel.read)
+            self._flight = None
+            for rowcount in channel.rowcounts:
+                call.count(rowcount)
+            commands = len(channel.rowcounts)
+            if failure is not None:
+                raise error_of_page(failure, page, commands, call.done, self._cursor)
+            if commands != len(page):
+                raise psycopg2.ProgrammingError(
+                    f"rows {call.done} to {call.done + len(page) - 1} of executemany() were {commands} commands for "
+                    f"the server, instead of {len(page)}: an argument (AsIs?) has changed their number; roll back, and "
+                    "use execute() for such rows"
+                )
+            call.done += len(page)
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    def _wait(self, transfer: Callable[[], libpq.Result | None]) -> libpq.Result | None:
+        """Send the page, or read its results, the first error if there is one. If it raises, the connection is at rest
+        afterwards, or closed."""
+        conn = self._conn
+        conn._owner = conn._last_owner = self._task
+        try:
+            return transfer()
         except ConnectionLost:
+            self._flight = None
             conn.poll()  # marks the connection as closed, and raises
             cut_off(conn)
             raise psycopg2.OperationalError("the connection was lost during executemany()") from None
         except BaseException as exception:
-            if conn.closed or conn.get_transaction_status() != _ACTIVE:
-                raise
-            try:
-                channel.cancel()
-            except BaseException as second:
-                cut_off(conn)
-                if is_interruption(second) or not isinstance(second, psycopg2.Error | ConnectionLost):
-                    note_first(second, exception)
-                    raise
+            self._cancel(exception)
             raise
+        finally:
+            conn._owner = None
 
-    def _error(self, page: list[bytes], failure: libpq.Result, succeeded: int) -> psycopg2.Error:
+    def _cancel(self, exception: BaseException) -> None:
         conn = self._conn
-        codec = text_codec(conn)
-        row: int | None = succeeded
-        offset = offset_lines = 0
-        position = failure.diagnostics.get("statement_position")
-        if position is not None:
-            # The server reads all statements of a message before it runs the first: it needn't be the next one.
-            row, offset, offset_lines = _locate(page, int(position), codec)
-            failure = moved_back(failure, offset, offset_lines)
-        elif succeeded == 0 and failure.diagnostics.get("sqlstate", b"").decode() in _OF_THE_MESSAGE and len(page) > 1:
-            row = None
-        error = error_of(failure, conn, self._cursor)
-        if conn.closed == 0:
-            try:
-                conn.poll()  # takes in the server's notices; after a FATAL error, marks the connection as closed
-            except psycopg2.Error:
-                pass
-        self._cursor._note_rowcount(-1)
-        if row is None:
-            _add_note(error, f"executemany(): one of the rows {self._done} to {self._done + len(page) - 1} (from 0)")
-            set_attribute(error, "row_index", None)
-        else:
-            _note_row(error, self._done + row)
-        return error
-
-
-class _Pages:
-    """Makes statements of the rows, page by page, and holds the last row back."""
-
-    def __init__(self, cursor: Any, statement: bytes, rows: Iterator[Any], first_row: int) -> None:
-        self._cursor = cursor
-        self._statement = statement
-        self._rows = rows
-        self._row = first_row
-        #: The statements of the next page; empty at the end, and when one of its rows can't be had: see `failure`.
-        self.page: list[bytes] = []
-        #: The last row, once there are no more pages.
-        self.held_back: list[Any] = []
-        #: Why there are no more pages.
-        self.failure: Exception | None = None
-
-    def advance(self) -> None:
-        """Make the next page. Suspends now and then."""
-        self.page = []
-        if self.failure is None:
-            try:
-                self.page = self._made()
-            except Exception as error:
-                if is_interruption(error):  # it doesn't wait for the end of the page under way
-                    raise
-                self.failure = error
-
-    def _made(self) -> list[bytes]:
-        page: list[bytes] = []
-        cursor, statement, held_back = self._cursor, self._statement, self.held_back
-        size = 0
-        pause_at = time.monotonic() + LONGEST_RUN
-        for row in self._rows:
-            if not held_back:
-                held_back.append(row)
-                continue
-            try:
-                mogrified = _mogrify(cursor, statement, held_back[0])
-            except Exception as error:
-                _note_row(error, self._row + len(page))
+        if self._flight is None:
+            return
+        channel, self._flight = self._flight[0], None
+        if conn.closed or conn.get_transaction_status() != _ACTIVE:
+            return
+        conn._owner = self._task
+        try:
+            channel.cancel()
+        except BaseException as second:
+            cut_off(conn)
+            if is_interruption(second) or not isinstance(second, psycopg2.Error | ConnectionLost):
+                note_first(second, exception)
                 raise
-            held_back[0] = row
-            page.append(mogrified)
-            size += len(mogrified)
-            count = len(page)
-            if size >= PAGE_BYTES or count >= PAGE_ROWS:
-                break
-            if count % 50 == 0 and time.monotonic() >= pause_at:
-                hub().sleep(SHORTEST_PAUSE)
-                pause_at = time.monotonic() + LONGEST_RUN
-        self._row += len(page)
-        return page
-
-
-def _locate(page: list[bytes], position: int, codec: str) -> tuple[int, int, int]:
-    """(row of the page, characters and lines before it) for a position, counted in characters from 1."""
-    characters = lines = 0
-    for row, statement in enumerate(page):
-        text = statement.decode(codec, "replace")
-        end = characters + len(text) + len(_SEPARATOR)
-        if position <= end or row == len(page) - 1:
-            break
-        characters = end
-        lines += len(re.findall("\r\n|\r|\n", text)) + _SEPARATOR.count(b"\n")
-    return row, characters, lines
-
-
-def _note_row(error: BaseException, row: int) -> None:
-    set_attribute(error, "row_index", row)
-    _add_note(error, f"executemany(): row {row}, counted from 0")
-
-
-def _add_note(error: BaseException, note: str) -> None:
-    add_note: Callable[[str], None] | None = getattr(error, "add_note", None)  # since Python 3.11
-    if add_note is not None:
-        with contextlib.suppress(AttributeError):  # a frozen dataclass
-            add_note(note)
+        finally:
+            conn._owner = None

@@ -74,13 +74,13 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
         if not isinstance(command, str):
             raise TypeError(f"argument 1 must be a string or unicode object: got {type(command).__name__} instead")
         statement = _PutsCallbackBack(command)
-        conn._call = "start_replication"
+        outer_call, conn._call = conn._call, "start_replication"
         try:
             statement.take_callback_away()
             _ReplicationCursor.start_replication_expert(self, statement, decode, status_interval)
         finally:
             statement.put_back()
-            conn._call = None
+            conn._call = outer_call
             if conn._interruption is not None:
                 try:
                     self._stop_quietly()

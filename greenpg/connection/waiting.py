@@ -28,11 +28,12 @@ _OK, _READ, _WRITE = extensions.POLL_OK, extensions.POLL_READ, extensions.POLL_W
 _CONNECTED = frozenset({extensions.STATUS_READY, extensions.STATUS_BEGIN, extensions.STATUS_PREPARED})
 
 
-class CopyBlock:
-    """An `_owner` that is no task: a `with cur.copy()` block, between its calls as well (see copy.py)."""
+class Occupant:
+    """An `_owner` that is no task: a `with cur.copy()` block, between its calls as well (copy.py), or an
+    `executemany()` that makes its rows (executemany.py)."""
 
-    def refusal(self, operation: str) -> ConnectionInUse:
-        """The error for whoever wants to use the connection meanwhile."""
+    def make_way(self, operation: str) -> None:
+        """Bring the connection to rest for a caller who wants to use it; may suspend. Or else raise ConnectionInUse."""
         raise NotImplementedError
 
     def let_go(self) -> bool:
@@ -43,7 +44,7 @@ class CopyBlock:
 class WaitState:
     """What a `Connection` knows of its waits. No slots: they would keep it from being mixed into other classes."""
 
-    #: The task that waits inside psycopg2 on this connection, or a `CopyBlock`.
+    #: The task that waits inside psycopg2 on this connection, or an `Occupant`.
     _owner: object | None = None
     #: The task that last did.
     _last_owner: object | None = None
@@ -62,9 +63,9 @@ class WaitState:
 
     def _refuse_if_owned(self, operation: str) -> None:
         owner = self._owner
-        if isinstance(owner, CopyBlock):
-            raise owner.refusal(operation)
-        if owner is not None:
+        if isinstance(owner, Occupant):
+            owner.make_way(operation)
+        elif owner is not None:
             raise ConnectionInUse(operation, hub().describe(owner))
 
     def _raise_interruption(self) -> None:
