@@ -9,7 +9,7 @@ import psycopg2.errors
 import psycopg2.extras
 import psycopg2.pool
 import pytest
-from kit import Killed, Task, run_all, wait_until
+from kit import Killed, Task, is_waiting, run_all, wait_until
 from psycopg2 import extensions
 
 import greenpg
@@ -365,7 +365,7 @@ def test_timeout_that_is_one_of_psycopg2s_errors(pg_client):
             cursor.execute("SELECT pg_sleep(60)")
 
     task = Task(work)
-    wait_until(lambda: any(conn._owner is not None and conn._call == "execute" for conn in pg_client._lent))
+    wait_until(lambda: any(is_waiting(conn) and conn._gate.call == "execute" for conn in pg_client._lent))
     hub().sleep(0.05)
     task.throw(thrown)
     task.join(5)

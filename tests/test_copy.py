@@ -13,11 +13,11 @@ import psycopg2
 import psycopg2.errors
 import psycopg2.extras
 import pytest
-from kit import Killed, Task, run_all, usable, wait_until
+from kit import Killed, Task, is_waiting, run_all, usable, wait_until
 from psycopg2 import extensions
 
 import greenpg
-from greenpg.connection import channel, copying
+from greenpg.connection import interrupting
 from greenpg.errors import ConnectionInUse, CopyInProgress, DeadlineExceeded
 from greenpg.hubs import hub
 
@@ -342,7 +342,7 @@ def test_others_are_refused_during_a_copy(conn, cur):
             return b""
 
     task = Task(cur.copy_from, Stuck(), "item")
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     for call in (
         conn.commit,
         conn.rollback,
@@ -378,7 +378,7 @@ def test_kill_during_copy_to(conn, admin, cur, sql, way):
                     pass
 
     task = Task(read)
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     hub().sleep(0.1)
     killed = Killed()
     task.throw(killed)
@@ -408,7 +408,7 @@ def test_kill_during_copy_from(conn, cur, way):
                     copy.write(source.read(0))
 
     task = Task(write)
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     hub().sleep(0.05)
     killed = Killed()
     task.throw(killed)
@@ -437,7 +437,7 @@ def test_kill_while_the_server_is_finishing(conn, cur, way):
                 copy.write_row((1, "one"))
 
     task = Task(write)
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     hub().sleep(0.1)
     killed = Killed()
     task.throw(killed)
@@ -465,7 +465,7 @@ def test_second_kill_while_ending_closes(conn, cur, monkeypatch, way):
     def never(conn, deadline):
         hub().sleep(30)
 
-    monkeypatch.setattr(copying, "request_cancel", never)
+    monkeypatch.setattr(interrupting, "request_cancel", never)
 
     def read():
         if way == "file":
@@ -476,7 +476,7 @@ def test_second_kill_while_ending_closes(conn, cur, monkeypatch, way):
                     pass
 
     task = Task(read)
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     hub().sleep(0.05)
     task.throw(Killed())
     hub().sleep(0.05)
@@ -485,13 +485,13 @@ def test_second_kill_while_ending_closes(conn, cur, monkeypatch, way):
     task.join()
     assert task.error is second
     assert conn.closed
-    assert conn._owner is None
+    assert not is_waiting(conn)
 
 
 @green_only
 def test_ending_is_bounded(conn, cur, monkeypatch):
-    monkeypatch.setattr(copying, "request_cancel", lambda conn, deadline: None)
-    monkeypatch.setattr(channel, "ABANDON_TIMEOUT", 0.2)
+    monkeypatch.setattr(interrupting, "request_cancel", lambda conn, deadline: None)
+    monkeypatch.setattr(interrupting, "END_TIMEOUT", 0.2)
     killed = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError) as caught:
         cur.copy_expert(ENDLESS, Writer(killed))
@@ -531,7 +531,7 @@ def test_lost_connection(conn, admin, cur, way):
                 for block in copy:
                     cut.write(block)
     assert conn.closed
-    assert conn._owner is None
+    assert not is_waiting(conn)
 
 
 def test_server_that_sends_notices_all_the_time(conn, cur):
@@ -891,7 +891,7 @@ def test_close_by_another_task_while_a_block_waits(conn, cur):
             list(copy)
 
     task = Task(read)
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     hub().sleep(0.05)
     started = time.monotonic()
     conn.close()

@@ -7,7 +7,7 @@ from kit import Killed, Task
 from psycopg2 import extensions
 
 import greenpg
-from greenpg.connection import fetching
+from greenpg.connection.bulk import pacing
 from greenpg.hubs import hub
 
 green_only = pytest.mark.only_hub("gevent", "eventlet")
@@ -40,7 +40,7 @@ def selected(conn, count, factory=None):
 @pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 1250, 5003])
 @pytest.mark.parametrize("factory", FACTORIES, ids=lambda factory: factory.__name__)
 def test_all_rows(conn, factory, count):
-    conn._call = "execute"
+    conn._gate.call = "execute"
     cur = selected(conn, count, factory)
     rows = cur.fetchall()
     assert len(rows) == count
@@ -173,7 +173,7 @@ def test_an_iterator_goes_on_with_the_next_result(conn):
 @green_only
 def test_executed_by_another_task_during_fetchall(conn, monkeypatch):
     """fetchall() pauses: rows of two results must not be mixed."""
-    monkeypatch.setattr(fetching, "LONGEST_RUN", 0.0)
+    monkeypatch.setattr(pacing, "LONGEST_RUN", 0.0)
     cur = conn.cursor()
 
     def fetching_all(statement):
@@ -247,7 +247,7 @@ def test_other_tasks_run_meanwhile(conn, iterate, factory):
 
 @green_only
 def test_killed_midway(conn, monkeypatch):
-    monkeypatch.setattr(fetching, "LONGEST_RUN", 0)
+    monkeypatch.setattr(pacing, "LONGEST_RUN", 0)
     cur = selected(conn, 100_000)
     task = Task(cur.fetchall)
     hub().sleep(0)
@@ -261,7 +261,7 @@ def test_killed_midway(conn, monkeypatch):
 
 @green_only
 def test_others_may_use_the_connection_meanwhile(conn, monkeypatch):
-    monkeypatch.setattr(fetching, "LONGEST_RUN", 0)
+    monkeypatch.setattr(pacing, "LONGEST_RUN", 0)
     cur = selected(conn, 50_000)
     task = Task(cur.fetchall)
     hub().sleep(0)

@@ -16,7 +16,7 @@ from .cursor import Cursor, ServerCursor
 from .deadlines import DeadlineBlock, checked_seconds
 from .gate import Occupant
 from .guarded_connection import GuardedConnection
-from .interrupting import END_TIMEOUT
+from .interrupting import end_deadline
 from .lobject import LargeObjectMixin
 from .replication import ReplicationCursor, is_replication_cursor
 from .transaction import Transaction
@@ -102,7 +102,7 @@ class Connection(LargeObjectMixin, NotifyWaits, GuardedConnection):
         _c.close(self)
 
     def _throw_owner_out(self) -> None:
-        give_up_at = time.monotonic() + END_TIMEOUT
+        give_up_at = end_deadline()
         request = CancelRequest(self)
         try:
             shut_down(self)

@@ -83,9 +83,10 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
         several commands, they're sent one by one, as psycopg2 does.
 
         An error is psycopg2's, and has the `row_index`, counted from 0 (None if the server didn't say), also told in a
-        note from Python 3.11 on; its position is that in the row's own statement. Of a page with an argument
-        that can't be adapted nothing is sent. `rowcount` is the sum, -1 if a row has none. For the server a page is one
-        message: `statement_timestamp()` is the same for its rows, and `statement_deadline` holds for each page.
+        note from Python 3.11 on; its position is that in the row's own statement. A generator, or an adapter, that uses
+        the connection finds all rows before executed first. `rowcount` is the sum, -1 if a row has none. For the server
+        a page is one message: `statement_timestamp()` is the same for its rows, and `statement_deadline` holds for each
+        page.
         """
         try:
             run_pages(self, query, vars_list)

@@ -30,6 +30,11 @@ ENDING_CALLS = frozenset({"commit", "rollback", "tpc_commit", "tpc_rollback", "t
 _FIRST_PAUSE = 0.05
 
 
+def end_deadline() -> float:
+    """`END_TIMEOUT` from now, by `time.monotonic()`."""
+    return time.monotonic() + END_TIMEOUT
+
+
 class Running(Protocol):
     """Something that a server is doing for a connection."""
 
@@ -106,7 +111,7 @@ def interrupt(conn: Any, waiter: FdWaiter, exception: BaseException) -> None:
         raise exception
     gate.hold_back(exception)
     try:
-        end_on_server(conn, _Statement(conn, waiter), time.monotonic() + END_TIMEOUT, cancels=call not in ENDING_CALLS)
+        end_on_server(conn, _Statement(conn, waiter), end_deadline(), cancels=call not in ENDING_CALLS)
     except BaseException as error:
         if isinstance(error, psycopg2.Error) and not is_interruption(error):
             logger.warning("closing %s, interrupted by %s: %s", conn, type(exception).__name__, str(error).strip())
@@ -128,7 +133,7 @@ def note_first(second: BaseException, first: BaseException) -> None:
 def cancel_unheeded(conn: Any) -> None:
     """Cancel what runs on a connection that is going to be closed. Suspends; its own errors are logged only."""
     try:
-        request_cancel(conn, time.monotonic() + END_TIMEOUT)
+        request_cancel(conn, end_deadline())
     except psycopg2.Error as error:
         if is_interruption(error):
             raise

@@ -68,12 +68,12 @@ def execute_first(conn: Any, cur: Any, query: Any, vars: Any) -> None:
     if not driver_status.is_proven:
         return _prove_status(conn, cur, query, vars, word)
     statement = _merged(conn, cur, query, vars)
-    if (
-        statement is None
-        or not _RIDES.match(statement)
-        or (b";" in statement and b";" in statement.rstrip(_END_OF_COMMAND))
-    ):
-        return _execute(cur, query, vars) if statement is None else _execute(cur, statement)
+    if statement is None:
+        return _execute(cur, query, vars)
+    has_begun = conn._driver_status != _READY  # an adapter may have used the connection
+    is_one_command = b";" not in statement or b";" not in statement.rstrip(_END_OF_COMMAND)
+    if has_begun or not is_one_command or not _RIDES.match(statement):
+        return _execute(cur, statement)
     begin = begin_of(conn)
     message = begin + statement
     word.value = _BEGIN  # which it will be in a moment

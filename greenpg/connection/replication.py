@@ -28,7 +28,7 @@ from ..errors import is_interruption
 from ..hubs import hub
 from .bulk.pacing import SHORTEST_PAUSE
 from .cursor import Cursor
-from .interrupting import END_TIMEOUT, cut_off
+from .interrupting import cut_off, end_deadline
 from .server_errors import error_of, text_codec
 
 _ReplicationCursor: Any = _psycopg.ReplicationCursor
@@ -168,7 +168,7 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
             return
         with conn._gate.occupied():
             try:
-                _end_stream(conn, time.monotonic() + END_TIMEOUT)
+                _end_stream(conn, end_deadline())
                 conn._note_stopped_stream()
             except BaseException:
                 cut_off(conn)
@@ -204,7 +204,7 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
             since_wait = 0
             with conn._gate.occupied():
                 if not self._is_streaming():
-                    _read_results(conn, time.monotonic() + END_TIMEOUT)
+                    _read_results(conn, end_deadline())
                     return
                 until = time.monotonic() + self._seconds_to_feedback(interval)
                 is_readable = conn._gate.waiter_of(conn).wait_read(until)
@@ -270,9 +270,9 @@ def _end_stream(conn: Any, deadline: float) -> None:
             raise psycopg2.OperationalError("the connection was lost")
         if state == libpq.WAIT:
             if not waiter.wait_read(deadline):
-                raise psycopg2.OperationalError(f"the server has not ended the stream within {END_TIMEOUT:g} s")
+                raise psycopg2.OperationalError("the server has not ended the stream in time")
         elif time.monotonic() >= deadline:
-            raise psycopg2.OperationalError(f"the server has not ended the stream within {END_TIMEOUT:g} s")
+            raise psycopg2.OperationalError("the server has not ended the stream in time")
     _read_results(conn, deadline)
 
 
@@ -284,7 +284,7 @@ def _read_results(conn: Any, deadline: float) -> None:
     while True:
         while libpq.function("PQisBusy")(pgconn):
             if not conn._gate.waiter_of(conn).wait_read(deadline):
-                raise psycopg2.OperationalError(f"the server has not ended the stream within {END_TIMEOUT:g} s")
+                raise psycopg2.OperationalError("the server has not ended the stream in time")
             if not libpq.function("PQconsumeInput")(pgconn):
                 conn.poll()  # raises psycopg2's error
         result = libpq.next_result(pgconn)

@@ -13,7 +13,7 @@ import psycopg2
 
 from ... import libpq
 from ...hubs import FdWaiter
-from ..interrupting import END_TIMEOUT
+from ..interrupting import end_deadline
 from .pacing import Pacer
 
 # While it can't write, libpq's input is read from time to time: a server that is stuck sending notices reads nothing.
@@ -72,11 +72,11 @@ class Channel:
 
     def _give_up_later(self) -> float:
         """From now on the deadline is `END_TIMEOUT` away, no longer the user's. Returns it."""
-        self._deadline = give_up_at = time.monotonic() + END_TIMEOUT
+        self._deadline = give_up_at = end_deadline()
         return give_up_at
 
     def _too_late(self) -> psycopg2.Error:
         gate = self._conn._gate
         if gate.interruption is None and gate.deadlines is not None:
             return gate.exceeded()  # type: ignore[no-any-return]
-        return psycopg2.OperationalError(f"the server has not ended {self.what} within {END_TIMEOUT:g} s")
+        return psycopg2.OperationalError(f"the server has not ended {self.what} in time")

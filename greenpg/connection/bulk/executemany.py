@@ -207,14 +207,21 @@ class _Pages(Occupant):
 
     def make_way(self, operation: str) -> None:
         if hub().current() == self._task:
-            self._settle()
+            if self._failure is not None:  # executemany() has failed, though the user's code goes on
+                raise self._failure
+            try:
+                self._settle()
+            except BaseException:
+                self._gate.occupy(self)
+                raise
         elif self._flight is not None:
             raise ConnectionInUse(operation, hub().describe(self._task))
         # Another task may come in between two pages, as it may between two statements of psycopg2's executemany().
 
     def let_go(self) -> bool:
         if hub().current() == self._task:
-            self._settle()
+            if self._failure is None:
+                self._settle()
         elif self._flight is not None:
             return False
         self._gate.vacate(self)

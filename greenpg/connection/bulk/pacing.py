@@ -7,7 +7,7 @@ import time
 from ...hubs import hub
 
 #: Seconds of work without a pause.
-_LONGEST_RUN = 0.004
+LONGEST_RUN = 0.004
 #: sleep(0) isn't enough: gevent runs up to 50 such callbacks before it looks at timers and sockets again.
 SHORTEST_PAUSE = 1e-6
 
@@ -23,7 +23,7 @@ class Pacer:
 
     def start(self) -> None:
         """The others have just had their turn."""
-        self._pause_at = time.monotonic() + _LONGEST_RUN
+        self._pause_at = time.monotonic() + LONGEST_RUN
 
     def is_due(self) -> bool:
         """Whether the work has gone on for too long."""

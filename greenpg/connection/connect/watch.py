@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 
 import psycopg2
 
@@ -66,16 +64,20 @@ def watch_of(task: object) -> ConnectWatch | None:
     return _watches.get(task)
 
 
-@contextlib.contextmanager
-def watching(task: object, watch: ConnectWatch) -> Iterator[None]:
-    """In the block the task has to obey the watch. What it had to obey before (a connection factory may connect) it has
-    to obey again afterwards."""
-    outer = _watches.get(task)
-    _watches[task] = watch
-    try:
-        yield
-    finally:
-        if outer is None:
-            del _watches[task]
+class watching:
+    """`with watching(task, watch):` the task has to obey the watch in the block. What it had to obey before (a
+    connection factory may connect) it has to obey again afterwards."""
+
+    def __init__(self, task: object, watch: ConnectWatch) -> None:
+        self._task = task
+        self._watch = watch
+
+    def __enter__(self) -> None:
+        self._outer = _watches.get(self._task)
+        _watches[self._task] = self._watch
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._outer is None:
+            del _watches[self._task]
         else:
-            _watches[task] = outer
+            _watches[self._task] = self._outer
