@@ -27,7 +27,7 @@ from greenpg import embedded
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ROOT / "tests" / "extras"
-FOR_THE_CHECKOUT = {"test", "check", "lock", "suite", "bench"}  # make uses them here, each by itself
+FOR_THE_CHECKOUT = {"test", "check", "lock", "suite", "bench"}  # make uses them, and needs the checkout
 NOTHING = "nothing"  # the wheel without an extra
 LONGEST = 300  # seconds that an installation, or a program, may take
 
