@@ -28,6 +28,11 @@ class Differing:
         return self.key.rpartition(".")[2]
 
     @property
+    def is_after_executemany(self):
+        """The value is of a cursor that has been used so."""
+        return f"{self.key.partition('.')[0]}.executemany" in self.history
+
+    @property
     def error_text(self):
         return str(self.seen.get("raises.str"))
 
@@ -102,7 +107,10 @@ KNOWN = [
     ),
     Rule(
         "executemany() that fails: the cursor is left as after the row before the page",
-        lambda it: "executemany" in it.history and it.attribute in (*_OF_CURSORS, "log"),
+        lambda it: (
+            (it.is_after_executemany and it.attribute in _OF_CURSORS)
+            or (it.key == "log" and "executemany" in it.history)
+        ),
     ),
     Rule(
         "scroll() after executemany(): psycopg2 counts the rows that were inserted for rows of a result",
