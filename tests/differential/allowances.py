@@ -150,7 +150,25 @@ KNOWN = [
         ends=True,
     ),
     Rule(
-        "set_client_encoding() shows a notice that psycopg2 throws away",
-        lambda it: "set_client_encoding" in it.history and it.key == "conn.notices",
+        "set_client_encoding() and tpc_prepare() show a notice that psycopg2 throws away",
+        lambda it: it.key == "conn.notices" and ("set_client_encoding" in it.history or "tpc_" in it.history),
+    ),
+    Rule(
+        "COPY into a file that raises: the cursor has counted the rows",
+        lambda it: "BadFile" in it.history and it.attribute == "rowcount",
+    ),
+    Rule(
+        "unlink() of a large object whose transaction is over fails, but closes it",
+        lambda it: ".unlink()" in it.history and it.attribute == "closed",
+    ),
+    Rule(
+        "a connection that was lost is closed for quote_ident() and new cursors, too",
+        lambda it: it.seen.get("conn.closed") == 2 and "connection already closed" in it.error_text,
+        ends=True,
+    ),
+    Rule(
+        "executemany() on a closed cursor asks its generator for a row",
+        lambda it: "executemany" in it.step and "cursor already closed" in str(it.theirs),
+        ends=True,
     ),
 ]
