@@ -61,6 +61,9 @@ class Connection(LargeObjectMixin, NotifyWaits, GuardedConnection):
     def _note_statement(self, statement: Any) -> None:
         self._last_statement = statement
 
+    def _note_dsn(self, dsn: str) -> None:
+        self._given_dsn = dsn
+
     def _note_stopped_stream(self) -> None:
         self._has_stopped_stream = True
 
