@@ -79,9 +79,10 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
         several commands, they're sent one by one, as psycopg2 does.
 
         An error is psycopg2's, and has the `row_index`, counted from 0 (None if the server didn't say), also told in a
-        note from Python 3.11 on; its position is that in the row's own statement. A generator, or an adapter,
-        may use the connection, and end its transaction: the rows before are executed first. `rowcount` is the sum, -1 if a row has none. For the server a page is one
-        message: `statement_timestamp()` is the same for its rows, and `statement_deadline` holds for each page.
+        note from Python 3.11 on; its position is that in the row's own statement. A generator, or an adapter, may use
+        the connection, and end its transaction: the rows before are executed first. `rowcount` is the sum, -1 if a row
+        has none. For the server a page is one message: `statement_timestamp()` is the same for its rows, and
+        `statement_deadline` holds for each page.
         """
         conn = self.connection
         conn._let_psycopg2_begin()
