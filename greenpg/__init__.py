@@ -24,6 +24,7 @@ from .connection.rows import RowDict
 from .connection.sql_log import SqlLog
 from .connection.transaction import Rollback, Transaction
 from .connection.wait_callback import wait
+from .diagnosis.doctor import doctor
 from .errors import ListenerClosed, PoolClosed, PoolTimeout, TooManyRequests, WaitTimeout
 from .pool.null_pool import NullConnectionPool
 from .pool.pool import ConnectionPool
@@ -53,6 +54,7 @@ __all__ = [
     "WaitTimeout",
     "close_pools",
     "connect",
+    "doctor",
     "errors",
     "forget_pool",
     "get_pool",

@@ -18,7 +18,7 @@ FLOORS = {
     "pool": 5,
     "integrations": 6,
     "compat": 6,
-    "metrics": 6,
+    "diagnosis": 6,
     "embedded": 7,
     "cli": 8,
     "__main__": 9,
