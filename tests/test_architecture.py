@@ -25,8 +25,8 @@ FLOORS = {
     "__init__": 9,
 }
 ONLY = {
-    "gevent": {"hubs/gevent.py"},
-    "eventlet": {"hubs/eventlet.py"},
+    "gevent": {"hubs/gevent.py", "diagnosis/probe.py"},
+    "eventlet": {"hubs/eventlet.py", "diagnosis/probe.py"},
     "greenlet": {"hubs/gevent.py", "hubs/eventlet.py"},
     "ctypes": {"libpq.py", "driver.py"},
     "gunicorn": {"cli.py", "demo.py"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,8 +65,17 @@ class Report:
         if not self.findings:
             lines += ["Nothing found.", ""]
         lines.append("What was looked at:")
-        lines += [f"  {name.replace('_', ' ')}: {_shown(value)}" for name, value in self.facts.items()]
+        lines += _listed(self.facts, "  ")
         return "\n".join(lines)
+
+
+def _listed(facts: dict[str, Any], indent: str) -> Iterator[str]:
+    for name, value in facts.items():
+        if name.startswith("server ") and value:
+            yield f"{indent}{name}"
+            yield from _listed(value, indent + "  ")
+        else:
+            yield f"{indent}{name.replace('_', ' ')}: {_shown(value)}"
 
 
 def _shown(value: object) -> str:

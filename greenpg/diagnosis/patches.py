@@ -22,6 +22,8 @@ _EXPECTED = {
     "eventlet": ("socket", "select", "thread", "time", "os"),
 }
 _CALL = {"gevent": "gevent.monkey.patch_all()", "eventlet": "eventlet.monkey_patch()"}
+#: eventlet's copies of modules.
+_COPIES = ("__original_module_", "__patched_module_")
 #: Whose own business unpatched functions are.
 _NOT_THE_PROGRAMS = sys.stdlib_module_names | {"gevent", "eventlet", "greenlet", "greenpg", "zope", "dns", "_pytest"}
 
@@ -33,6 +35,11 @@ def patched_modules(library: str) -> frozenset[str]:
         return frozenset(name for name in _EXPECTED[library] if monkey and monkey.is_module_patched(name))
     patcher = sys.modules.get("eventlet.patcher")
     return frozenset(name for name in _EXPECTED[library] if patcher and patcher.is_monkey_patched(name))
+
+
+def has_two_loops() -> bool:
+    """The program is monkey-patched by both libraries: nothing that waits can be relied on."""
+    return all(map(patched_modules, _EXPECTED))
 
 
 def check_patches(facts: dict[str, Any]) -> Iterator[Finding]:
@@ -57,7 +64,7 @@ def check_patches(facts: dict[str, Any]) -> Iterator[Finding]:
                 "What waits in these modules stops every task of the program.",
                 f"Call {_CALL[library]} without arguments, before anything else is imported.",
             )
-        if taken := list(_taken_before(library)):
+        if len(patched) == 1 and (taken := list(_taken_before(library))):
             yield Finding(
                 "taken_before_patching",
                 ERROR,
@@ -88,7 +95,7 @@ def _check_psycopg2(libraries: list[str]) -> Iterator[Finding]:
                 "wrong_hub",
                 ERROR,
                 f"greenpg is patched for {hub}, but the program is monkey-patched for {' and '.join(libraries)}",
-                f"Queries wait in {hub}'s way, and stop every task of {libraries[0]}.",
+                f"Queries wait by {hub}, and stop every task of {libraries[0]}.",
                 f"Call greenpg.patch() without an argument, after {_CALL[libraries[0]]}.",
             )
         elif not libraries and hub != "threads":
@@ -136,7 +143,7 @@ def _taken_before(library: str) -> Iterator[str]:
     originals = _originals_of_gevent() if library == "gevent" else _originals_of_eventlet()
     for module_name, module in list(sys.modules.items()):
         top = module_name.partition(".")[0]
-        if top in _NOT_THE_PROGRAMS or not isinstance(module, ModuleType):
+        if top in _NOT_THE_PROGRAMS or top.startswith(_COPIES) or not isinstance(module, ModuleType):
             continue
         for name, value in list(vars(module).items()):
             if (original := originals.get(id(value))) is not None:
