@@ -20,6 +20,7 @@ from .composing import compose
 from .cursor import Cursor, ServerCursor
 from .deadlines import DeadlineBlock, checked_seconds, deadlines_of
 from .guarding import guarded_method, guarded_property, noted_property
+from .lender import Lender
 from .lobject import LargeObjectMixin
 from .notifying import NotifyWaits
 from .replication import ReplicationCursor, is_replication_cursor
@@ -61,8 +62,8 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
     _given_dsn: str | None = None
     #: Known only of connections with a `SqlLog`.
     _last_statement: Any = None
-    #: The pool that has lent the connection, while it is lent.
-    _pool: Any = None
+    #: A pool's slot for the connection, which may have lent it.
+    _lender: Lender | None = None
     #: What goes under the classes of cursors; a log (sql_log.py) brings others.
     _client_cursor: type = Cursor
     _server_cursor: type = ServerCursor
@@ -207,8 +208,8 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
         If another task waits for the server on it, that task gets an OperationalError; the caller is suspended then,
         until it has left.
         """
-        if self._pool is not None and self._pool.close_returns:
-            self._pool.putconn(self)
+        if self._lender is not None and self._lender.close_returns:
+            self._lender.give_back()
             return
         if self._owner is not None and not (isinstance(self._owner, CopyBlock) and self._owner.let_go()):
             self._throw_owner_out()
@@ -281,6 +282,10 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
     def _forget_deadlines(self) -> None:
         """Also those of blocks that nobody will leave."""
         self._deadlines = None
+
+    def _belongs_to(self, lender: Lender) -> None:
+        """From a pool that has opened it."""
+        self._lender = lender
 
     def _settings(self) -> SessionSettings:
         """What a pool notes, in order to put it back with `_put_back()`."""
