@@ -1,12 +1,20 @@
-# Everything here sets up what it needs: Python 3.10 or later is all that must be there. PYTHON chooses which one.
+# Everything here sets up what it needs, by the lock file: Python 3.10 or later is all that must be there.
+# PYTHON chooses which one; each that is named has an environment of its own: `make test PYTHON=python3.13`.
 PYTHON ?= python3
-VENV := .venv
+FOUND := $(or $(shell tools/pythons.sh $(PYTHON)),$(error $(PYTHON) is not on this machine))
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(FOUND) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
 BIN := $(VENV)/bin
+LOCK := requirements.lock
 HUBS := gevent eventlet threads
+QUICK_HUBS := gevent threads
 PORT ?= 8000
 
+# pip's options for the lock; newer ones apply the second to what builds greenpg. Empty, they are as if not set.
+PIP := PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK) $(BIN)/python -m pip --quiet --disable-pip-version-check
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test $(HUBS:%=test-%) check bench psycopg2-suite compat-suites clean
+.PHONY: help demo test test-quick slow-tests test-latest $(HUBS:%=test-%) extras lowest check bench lock clean \
+    psycopg2-suite compat-suites
 
 help:  ## what there is to make
 	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -14,12 +22,32 @@ help:  ## what there is to make
 demo: $(VENV)/demo  ## a web app on a PostgreSQL of its own, at http://127.0.0.1:8000 (PORT=... for another port)
 	@$(BIN)/greenpg demo --port $(PORT)
 
-test: $(VENV)/test  ## the tests on all three hubs, with a PostgreSQL of their own
+test: $(VENV)/test  ## the tests on all three hubs, with a PostgreSQL of their own (PYTHON=python3.13 for another Python)
 	@for hub in $(HUBS); do $(BIN)/pytest --hub=$$hub || exit 1; done
 	@echo "left out: psycopg2's own suite (make psycopg2-suite), those of the libraries in greenpg.compat (make compat-suites)"
 
 $(HUBS:%=test-%): test-%: $(VENV)/test
 	$(BIN)/pytest --hub=$*
+
+test-quick: $(VENV)/test  ## the quick ones of the tests, on two hubs, in less than half a minute: for use while working
+	@for hub in $(QUICK_HUBS); do $(BIN)/pytest --hub=$$hub --quick -q || exit 1; done
+
+slow-tests: $(VENV)/test  ## measure anew which tests `make test-quick` leaves out
+	rm -f tests/slow_tests.txt
+	@for hub in $(HUBS); do $(BIN)/pytest --hub=$$hub --note-slow -q || exit 1; done
+
+test-latest:  ## the tests, and each extra by itself, with the newest release of everything instead of the locked one
+	rm -rf $(VENV)-latest
+	$(MAKE) test extras VENV=$(VENV)-latest LOCK=
+
+extras: $(VENV)/test $(VENV)/lock  ## the wheel with each extra by itself, in a new environment, used as a user would
+	$(BIN)/python tools/check_extras.py $(LOCK:%=--constraint=%)
+
+lowest: $(VENV)/test $(VENV)/lock  ## the same, and the quick tests, with the lowest versions that pyproject.toml allows
+	$(BIN)/python tools/check_extras.py --lowest
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --python $(BIN)/python --extra test -o $(VENV)/lowest.txt pyproject.toml
+	rm -rf $(VENV)-lowest
+	$(MAKE) test-quick VENV=$(VENV)-lowest LOCK=$(VENV)/lowest.txt QUICK_HUBS='$(HUBS)'
 
 psycopg2-suite: $(VENV)/suite  ## psycopg2's own test suite on greenpg (a minute or two; not a part of `make test`)
 	timeout 1800 $(BIN)/python tests/psycopg2_suite.py
@@ -36,18 +64,19 @@ check: $(VENV)/check  ## ruff, mypy --strict, and who imports whom
 bench: $(VENV)/bench  ## the benchmarks, peers and greenpg in one run, into benchmarks/results
 	$(BIN)/python benchmarks/run.py
 
-clean:  ## remove what make has made
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+# All extras, all Pythons, and what builds greenpg.
+lock: $(VENV)/lock  ## renew requirements.lock: the newest of everything (KEEP=1: only what pyproject.toml has got anew)
+	printf '%s\n' hatchling editables | $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras \
+	    $(if $(KEEP),,--upgrade) --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml -
 
-$(VENV)/pip: 
-	$(PYTHON) -m venv $(VENV)
+clean:  ## remove what make has made
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/pip:
+	$(FOUND) -m venv $(VENV)
 	@touch $@
 
 # One stamp for each set of extras.
-$(VENV)/demo $(VENV)/test $(VENV)/bench $(VENV)/suite: $(VENV)/%: pyproject.toml | $(VENV)/pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
-	@touch $@
-
-$(VENV)/check: pyproject.toml $(VENV)/test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[check]'
+$(VENV)/demo $(VENV)/test $(VENV)/check $(VENV)/bench $(VENV)/suite $(VENV)/lock: $(VENV)/%: pyproject.toml $(LOCK) | $(VENV)/pip
+	$(PIP) install --editable '.[$*]'
 	@touch $@

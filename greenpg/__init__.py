@@ -16,14 +16,14 @@ README.md is the longer introduction.
 from __future__ import annotations
 
 from . import errors
-from .connection.connecting import connect
+from .connection.connect.connecting import connect
 from .connection.connection import Connection
 from .connection.cursor import Cursor, ServerCursor
 from .connection.patching import is_patched, patch, unpatch
 from .connection.rows import RowDict
 from .connection.sql_log import SqlLog
 from .connection.transaction import Rollback, Transaction
-from .connection.waiting import wait
+from .connection.wait_callback import wait
 from .errors import ListenerClosed, PoolClosed, PoolTimeout, TooManyRequests, WaitTimeout
 from .pool.null_pool import NullConnectionPool
 from .pool.pool import ConnectionPool

@@ -21,7 +21,7 @@ import psycopg2
 import greenpg
 
 from . import embedded
-from .connection.connecting import masked_dsn
+from .connection.connect.dsn import masked_dsn
 
 
 class CommandError(Exception):

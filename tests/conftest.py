@@ -9,12 +9,15 @@ from __future__ import annotations
 import warnings
 
 import pytest
+import slow
 
 HUBS = ("gevent", "eventlet", "threads")
 
 
 def pytest_addoption(parser):
     parser.addoption("--hub", choices=HUBS, default="gevent", help="the hub to run the tests on")
+    parser.addoption("--quick", action="store_true", help="leave out the tests of tests/slow_tests.txt")
+    parser.addoption("--note-slow", action="store_true", help="add to tests/slow_tests.txt what is slow in this run")
     parser.addoption("--dsn", help="a PostgreSQL to test with (a superuser's DSN); default: the embedded one")
 
 
@@ -36,6 +39,8 @@ def pytest_configure(config):
     import greenpg
 
     greenpg.patch(hub)
+    if config.getoption("--note-slow"):
+        config.pluginmanager.register(slow.SlowTests())
 
 
 def pytest_report_header(config):
@@ -46,10 +51,12 @@ def pytest_report_header(config):
 
 def pytest_collection_modifyitems(config, items):
     hub = config.getoption("--hub")
+    left_out = slow.known() if config.getoption("--quick") else set()
     selected, others = [], []
     for item in items:
         marker = item.get_closest_marker("only_hub")
-        (selected if marker is None or hub in marker.args else others).append(item)
+        is_chosen = (marker is None or hub in marker.args) and slow.name_of(item.nodeid) not in left_out
+        (selected if is_chosen else others).append(item)
     if others:
         config.hook.pytest_deselected(items=others)
         items[:] = selected

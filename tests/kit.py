@@ -164,3 +164,8 @@ class Guard:
         # The native thread may be a moment behind with its note.
         self._natives.sleep(2 * self.BEAT)
         return any(stalled < end and start < over for stalled, over in self._machine_stalls)
+
+
+def is_waiting(conn):
+    """Whether somebody is inside the connection: a task that waits for the server, or a COPY's block."""
+    return conn._gate.owner is not None

@@ -2,7 +2,7 @@
 
 import psycopg2
 import pytest
-from kit import Killed, Task, run_all, wait_until
+from kit import Killed, Task, is_waiting, run_all, wait_until
 from proxy import Proxy
 from psycopg2 import extensions, extras
 
@@ -21,7 +21,7 @@ def conn(dsn):
 
 
 def waits(conn):
-    return conn._owner is not None
+    return is_waiting(conn)
 
 
 def test_connecting_returns_before_there_is_a_connection(dsn):

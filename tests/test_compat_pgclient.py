@@ -9,12 +9,13 @@ import psycopg2.errors
 import psycopg2.extras
 import psycopg2.pool
 import pytest
-from kit import Killed, Task, run_all, wait_until
+from kit import Killed, Task, is_waiting, run_all, wait_until
 from psycopg2 import extensions
 
 import greenpg
 from greenpg.compat.pgclient import PostgresClient
 from greenpg.compat.pgclient import exceptions as pg_exc
+from greenpg.hubs import hub
 
 green_only = pytest.mark.only_hub("gevent", "eventlet")
 
@@ -349,3 +350,26 @@ def test_a_killed_task_costs_no_connection(pg_client):
     conns = [pg_client.acquire_conn() for _ in range(3)]
     for conn in conns:
         pg_client.release_conn(conn)
+
+
+# -- timeouts that raise psycopg2's errors
+
+
+@green_only
+def test_timeout_that_is_one_of_psycopg2s_errors(pg_client):
+    """It was thrown in, so it is none of the client's errors, and no sign of a dead connection."""
+    thrown = psycopg2.OperationalError("too slow")
+
+    def work():
+        with pg_client.get_cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(60)")
+
+    task = Task(work)
+    wait_until(lambda: any(is_waiting(conn) and conn._gate.call == "execute" for conn in pg_client._lent))
+    hub().sleep(0.05)
+    task.throw(thrown)
+    task.join(5)
+    assert task.error is thrown
+    with pg_client.get_cursor() as cursor:
+        cursor.execute("SELECT 1 AS n")
+        assert cursor.fetchone()["n"] == 1

@@ -12,8 +12,8 @@ from proxy import Proxy
 from psycopg2 import extensions
 
 import greenpg
-from greenpg.connection import hosts as hosts_module
-from greenpg.connection.hosts import Host, find_route
+from greenpg.connection.connect import watch as watch_module
+from greenpg.connection.connect.route import Host, find_route
 from greenpg.hubs import hub
 
 green_only = pytest.mark.only_hub("gevent", "eventlet")
@@ -348,5 +348,5 @@ def test_nothing_is_left_behind(silent_port):
     for _ in range(3):
         with pytest.raises(psycopg2.OperationalError):
             greenpg.connect(host="127.0.0.1", port=silent_port, dbname="x", user="x", total_connect_timeout=0.05)
-    assert not hosts_module.watches
+    assert not watch_module._watches
     wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)

@@ -6,7 +6,7 @@ import weakref
 import psycopg2
 import psycopg2.extras
 import pytest
-from kit import Task, run_all, wait_until
+from kit import Task, is_waiting, run_all, wait_until
 from psycopg2 import extensions
 
 import greenpg
@@ -148,7 +148,7 @@ def start_sleeping(conn, seconds=0.3):
         return cur.fetchone()[1]
 
     task = Task(sleep)
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     return task
 
 

@@ -4,6 +4,7 @@ import datetime
 import decimal
 import io
 import pickle
+import re
 import tempfile
 import time
 import uuid
@@ -12,11 +13,11 @@ import psycopg2
 import psycopg2.errors
 import psycopg2.extras
 import pytest
-from kit import Killed, Task, run_all, usable, wait_until
+from kit import Killed, Task, is_waiting, run_all, usable, wait_until
 from psycopg2 import extensions
 
 import greenpg
-from greenpg.connection import channel, copying
+from greenpg.connection import interrupting
 from greenpg.errors import ConnectionInUse, CopyInProgress, DeadlineExceeded
 from greenpg.hubs import hub
 
@@ -341,7 +342,7 @@ def test_others_are_refused_during_a_copy(conn, cur):
             return b""
 
     task = Task(cur.copy_from, Stuck(), "item")
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     for call in (
         conn.commit,
         conn.rollback,
@@ -377,7 +378,7 @@ def test_kill_during_copy_to(conn, admin, cur, sql, way):
                     pass
 
     task = Task(read)
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     hub().sleep(0.1)
     killed = Killed()
     task.throw(killed)
@@ -407,7 +408,7 @@ def test_kill_during_copy_from(conn, cur, way):
                     copy.write(source.read(0))
 
     task = Task(write)
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     hub().sleep(0.05)
     killed = Killed()
     task.throw(killed)
@@ -436,7 +437,7 @@ def test_kill_while_the_server_is_finishing(conn, cur, way):
                 copy.write_row((1, "one"))
 
     task = Task(write)
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     hub().sleep(0.1)
     killed = Killed()
     task.throw(killed)
@@ -464,7 +465,7 @@ def test_second_kill_while_ending_closes(conn, cur, monkeypatch, way):
     def never(conn, deadline):
         hub().sleep(30)
 
-    monkeypatch.setattr(copying, "request_cancel", never)
+    monkeypatch.setattr(interrupting, "request_cancel", never)
 
     def read():
         if way == "file":
@@ -475,7 +476,7 @@ def test_second_kill_while_ending_closes(conn, cur, monkeypatch, way):
                     pass
 
     task = Task(read)
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     hub().sleep(0.05)
     task.throw(Killed())
     hub().sleep(0.05)
@@ -484,13 +485,13 @@ def test_second_kill_while_ending_closes(conn, cur, monkeypatch, way):
     task.join()
     assert task.error is second
     assert conn.closed
-    assert conn._owner is None
+    assert not is_waiting(conn)
 
 
 @green_only
 def test_ending_is_bounded(conn, cur, monkeypatch):
-    monkeypatch.setattr(copying, "request_cancel", lambda conn, deadline: None)
-    monkeypatch.setattr(channel, "ABANDON_TIMEOUT", 0.2)
+    monkeypatch.setattr(interrupting, "request_cancel", lambda conn, deadline: None)
+    monkeypatch.setattr(interrupting, "END_TIMEOUT", 0.2)
     killed = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError) as caught:
         cur.copy_expert(ENDLESS, Writer(killed))
@@ -530,7 +531,7 @@ def test_lost_connection(conn, admin, cur, way):
                 for block in copy:
                     cut.write(block)
     assert conn.closed
-    assert conn._owner is None
+    assert not is_waiting(conn)
 
 
 def test_server_that_sends_notices_all_the_time(conn, cur):
@@ -619,6 +620,145 @@ def test_write_row_values(cur, value, type_):
     cur.execute("SELECT v FROM one")
     (written,), (inserted,) = cur.fetchall()
     assert written == inserted
+
+
+# -- client encodings
+
+
+#: PostgreSQL's client encodings that Python and psycopg2 know, by the name that the server gives them.
+ENCODINGS = """
+    BIG5 EUC_CN EUC_JIS_2004 EUC_JP EUC_KR GB18030 GBK ISO_8859_5 ISO_8859_6 ISO_8859_7 ISO_8859_8 JOHAB KOI8R
+    KOI8U LATIN1 LATIN2 LATIN3 LATIN4 LATIN5 LATIN6 LATIN7 LATIN8 LATIN9 LATIN10 SHIFT_JIS_2004 SJIS UHC UTF8
+    WIN866 WIN874 WIN1250 WIN1251 WIN1252 WIN1253 WIN1254 WIN1255 WIN1256 WIN1257 WIN1258
+""".split()  # noqa: SIM905
+# What may follow a character, so that one is taken for the other: the names of escapes, what is escaped, digits.
+FOLLOWERS = ["", "n", "t", "N", "1", "\\", "\t", "\n", "\\N", "\\\\", "x"]
+
+
+@pytest.fixture(scope="module")
+def convertible(dsn):
+    """Characters that the server can convert to an encoding and back, and that psycopg2 can read then: all with a
+    backslash in them, and some others."""
+    conn = greenpg.connect(dsn)
+    conn.autocommit = True
+    cur = conn.cursor()
+    cur.execute(
+        "CREATE FUNCTION pg_temp.converted(c text, encoding text) RETURNS bytea LANGUAGE plpgsql AS "
+        "'BEGIN PERFORM convert_from(convert_to(c, encoding), encoding); RETURN convert_to(c, encoding); "
+        "EXCEPTION WHEN OTHERS THEN RETURN NULL; END'"
+    )
+
+    def convertible(encoding):
+        codec = extensions.encodings[encoding]
+        found = ["¥"] if encoding in ("EUC_JP", "SHIFT_JIS_2004") else []
+        for number in [*range(0x80, 0x3000), *range(0x3000, 0xD800, 3), *range(0xF900, 0xFFF0)]:
+            code = chr(number).encode(codec, "ignore")
+            if b"\\" in code[1:] or (code and len(found) < 100):
+                found.append(chr(number))
+        cur.execute(
+            "SELECT c, pg_temp.converted(c, %s) FROM unnest(%s::text[]) WITH ORDINALITY AS u(c, n) ORDER BY n",
+            (encoding, found),
+        )
+        readable = []
+        for character, code in cur.fetchall():
+            try:
+                if code is not None:
+                    bytes(code).decode(codec)
+                    readable.append(character)
+            except UnicodeDecodeError:
+                pass
+        return readable[:2000]
+
+    yield convertible
+    conn.close()
+
+
+@pytest.mark.may_block  # scans Unicode
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_rows_in_all_client_encodings(conn, convertible, encoding):
+    """`rows()` gives what psycopg2 reads, `write_row()` stores what execute() does, alone and in arrays."""
+    characters = convertible(encoding)
+    values = [character + follower for character in characters for follower in FOLLOWERS]
+    values += ["".join(values[start : start + 50]) for start in range(0, len(values), 50)] + FOLLOWERS
+    if encoding == "JOHAB":  # the server takes such a one for three bytes, and doesn't escape the third
+        values = [
+            value for value in values if not re.search(r"(?s)\x8f.[\t\n]", value.encode("johab").decode("latin1"))
+        ]
+    cur = conn.cursor()
+    cur.execute("CREATE TEMP TABLE e (n int, s text, a text[])")
+    rows = [(n, value, [value, None]) for n, value in enumerate(values)]
+    psycopg2.extras.execute_values(cur, "INSERT INTO e VALUES %s", rows, page_size=5000)
+    cur.execute("INSERT INTO e VALUES (-1, NULL, NULL)")
+    conn.commit()
+    conn.set_client_encoding(encoding)
+    conn.commit()
+
+    cur.execute("SELECT n::text, s FROM e ORDER BY e.n")
+    expected = cur.fetchall()
+    with cur.copy("COPY (SELECT n, s FROM e ORDER BY n) TO STDOUT") as copy:
+        assert list(copy.rows()) == expected
+    with cur.copy("COPY (SELECT * FROM e ORDER BY n) TO STDOUT") as copy:
+        copy.set_types([extensions.INTEGER, lambda text, cursor: text, extensions.UNICODE])
+        typed = list(copy.rows())
+    cur.execute("SELECT n, s, a::text FROM e ORDER BY e.n")
+    assert typed == cur.fetchall()
+
+    # As psycopg2 sends it: where its codec isn't the server's conversion, something else may arrive than was read.
+    sent = [(int(n), s, [s, None]) for n, s in expected]
+    cur.execute("CREATE TEMP TABLE written (LIKE e); CREATE TEMP TABLE inserted (LIKE e)")
+    if encoding == "JOHAB":  # libpq's quoting fails
+        cur.execute("INSERT INTO inserted SELECT n, s, ARRAY[s, NULL] FROM e")
+    else:
+        psycopg2.extras.execute_values(cur, "INSERT INTO inserted VALUES %s", sent, page_size=5000)
+    with cur.copy("COPY written FROM STDIN") as copy:
+        for row in sent:
+            copy.write_row(row)
+    conn.commit()
+    conn.set_client_encoding("UTF8")
+    cur.execute("SELECT * FROM written ORDER BY n")
+    written = cur.fetchall()
+    cur.execute("SELECT * FROM inserted ORDER BY n")
+    assert written == cur.fetchall()
+
+
+@pytest.mark.parametrize("encoding", ["EUC_JP", "SHIFT_JIS_2004"])
+def test_other_values_where_the_backslash_is_a_yen_sign(conn, encoding):
+    """For Python, in these encodings."""
+    conn.set_client_encoding(encoding)
+    cur = conn.cursor()
+    cur.execute("CREATE TEMP TABLE e (s text, b bytea, j json, a text[]); CREATE TEMP TABLE f (LIKE e)")
+
+    class Text(str):  # goes through psycopg2's adapter
+        pass
+
+    for text in ("¥n", "tab\t and ¥¥ and '", "plain"):
+        row = (Text(text), b"\x00\\\xff", psycopg2.extras.Json([1, "x\ty"]), [text, None, '"', Text(text)])
+        with cur.copy("COPY e FROM STDIN") as copy:
+            copy.write_row(row)
+            copy.write_row((None, bytearray(b""), None, []))
+        cur.execute("INSERT INTO f VALUES (%s, %s, %s, %s), (NULL, '', NULL, '{}')", row)
+    cur.execute("SELECT s, encode(b, 'hex'), j::text, a FROM e ORDER BY 1, 2")
+    written = cur.fetchall()
+    cur.execute("SELECT s, encode(b, 'hex'), j::text, a FROM f ORDER BY 1, 2")
+    assert written == cur.fetchall()
+
+
+@pytest.mark.parametrize("encoding", ["SJIS", "BIG5", "GBK", "GB18030", "UHC"])
+def test_files_in_encodings_with_backslashes_in_characters(conn, encoding):
+    """copy_to() and copy_from() hand over what the server's text format is; str by the codec, cut anywhere."""
+    conn.set_client_encoding(encoding)
+    characters = {"SJIS": "表ソ能", "BIG5": "功許蓋", "GBK": "乗俓俆", "GB18030": "乗俓俆", "UHC": "똞똟가"}[encoding]
+    cur = conn.cursor()
+    cur.execute("CREATE TEMP TABLE e (n int, s text); CREATE TEMP TABLE f (LIKE e)")
+    rows = [(n, characters[n % 3] * (n % 50) + "nt\t\\"[n % 4]) for n in range(5000)]
+    psycopg2.extras.execute_values(cur, "INSERT INTO e VALUES %s", rows, page_size=5000)
+    for file in (io.StringIO(), io.BytesIO()):
+        cur.copy_to(file, "e")
+        file.seek(0)
+        cur.execute("TRUNCATE f")
+        cur.copy_from(file, "f", size=4096)
+        cur.execute("SELECT * FROM f ORDER BY 1")
+        assert cur.fetchall() == rows
 
 
 def test_write_row_bytes_and_uuid(cur):
@@ -751,7 +891,7 @@ def test_close_by_another_task_while_a_block_waits(conn, cur):
             list(copy)
 
     task = Task(read)
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     hub().sleep(0.05)
     started = time.monotonic()
     conn.close()

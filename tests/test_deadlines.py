@@ -65,7 +65,7 @@ def test_senseless_deadlines(conn, seconds):
 
 
 def test_deadline_when_the_network_stalls(through_proxy, monkeypatch):
-    monkeypatch.setattr(interrupting, "CANCEL_TIMEOUT", 0.3)
+    monkeypatch.setattr(interrupting, "END_TIMEOUT", 0.3)
     proxy, dsn = through_proxy
     conn = greenpg.connect(dsn)
     conn.cursor().execute("SELECT 1")

@@ -1,5 +1,7 @@
 """executemany() in pages: few round trips, psycopg2's results and errors, the failing row, interruptions."""
 
+import dataclasses
+import io
 import random
 import sys
 import time
@@ -8,11 +10,11 @@ import psycopg2
 import psycopg2.errors
 import psycopg2.extras
 import pytest
-from kit import Killed, Task, run_all, wait_until
+from kit import Killed, Task, is_waiting, run_all, wait_until
 from psycopg2 import extensions, sql
 
 import greenpg
-from greenpg.connection import executemany
+from greenpg.connection.bulk import executemany
 from greenpg.errors import ConnectionInUse, DeadlineExceeded
 from greenpg.hubs import hub
 
@@ -48,11 +50,11 @@ def small_pages(monkeypatch):
 
 def psycopg2s(cur, query, rows):
     """psycopg2's own executemany()."""
-    cur.connection._call = "executemany"
+    cur.connection._gate.call = "executemany"
     try:
         extensions.cursor.executemany(cur, query, rows)
     finally:
-        cur.connection._call = None
+        cur.connection._gate.call = None
 
 
 def numbered(count, start=0):
@@ -228,7 +230,252 @@ def test_a_generator_may_fail_and_may_use_the_connection(conn, cur, small_pages)
         cur.executemany(INSERT, rows(conn.cursor()))
     assert not hasattr(caught.value, "row_index")
     assert conn.get_transaction_status() == INTRANS
-    assert content(cur) == [(n, str(n + 1)) for n in range(22)]
+    assert content(cur) == [(n, str(n + 1)) for n in range(26)]
+
+
+# -- generators and adapters that use the connection
+
+
+def swallow(call):
+    try:
+        call()
+    except psycopg2.Error:
+        pass
+
+
+def raise_(error):
+    raise error
+
+
+ACTS = {
+    "commit": lambda conn, cur: conn.commit(),
+    "rollback": lambda conn, cur: conn.rollback(),
+    "count": lambda conn, cur: conn.seen.append(count_items(conn)),
+    "same cursor": lambda conn, cur: cur.execute("UPDATE item SET name = name || '!'"),
+    "other, commit": lambda conn, cur: (conn.cursor().execute("DELETE FROM item"), conn.commit()),
+    "autocommit": lambda conn, cur: (conn.commit(), setattr(conn, "autocommit", True)),
+    "autocommit for a while": lambda conn, cur: (
+        conn.commit(),
+        setattr(conn, "autocommit", not conn.autocommit),
+        conn.seen.append(conn.autocommit),
+    ),
+    "autocommit in a transaction": lambda conn, cur: setattr(conn, "autocommit", True),
+    "readonly": lambda conn, cur: (conn.commit(), setattr(conn, "readonly", True)),
+    "with conn": lambda conn, cur: conn.__enter__() and conn.__exit__(None, None, None),
+    "savepoint": lambda conn, cur: conn.cursor().execute("SAVEPOINT s"),
+    "back to the savepoint": lambda conn, cur: conn.cursor().execute("SAVEPOINT s; ROLLBACK TO s"),
+    "an error": lambda conn, cur: conn.cursor().execute("SELECT nonsense"),
+    "an error, swallowed": lambda conn, cur: swallow(lambda: conn.cursor().execute("SELECT nonsense")),
+    "an error, rolled back": lambda conn, cur: (
+        swallow(lambda: conn.cursor().execute("SELECT nonsense")),
+        conn.rollback(),
+    ),
+    "lock, commit by SQL": lambda conn, cur: conn.cursor().execute("COMMIT"),
+    "executemany": lambda conn, cur: conn.cursor().executemany("UPDATE item SET name = %s", [("u",)] * 9),
+    "executemany of the same cursor": lambda conn, cur: cur.executemany("UPDATE item SET name = %s", [("u",)] * 9),
+    "duplicate": lambda conn, cur: conn.cursor().execute("INSERT INTO item VALUES (%s)", (cur.rownumber + 8,)),
+    "named cursor": lambda conn, cur: conn.seen.append(first_of_named(conn)),
+    "close the connection": lambda conn, cur: conn.close(),
+    "raise": lambda conn, cur: raise_(ZeroDivisionError("in the rows")),
+    "raise one of psycopg2's": lambda conn, cur: raise_(psycopg2.DataError("in the rows")),
+}
+
+
+def count_items(conn):
+    with conn.cursor() as cur:
+        cur.execute("SELECT count(*) FROM item")
+        return cur.fetchone()[0]
+
+
+def first_of_named(conn):
+    with conn.cursor("named") as cur:
+        cur.execute("SELECT max(id) FROM item")
+        return cur.fetchone()
+
+
+class Acting:
+    """A value whose adapter does something with the connection."""
+
+    def __init__(self, value, act=None):
+        self.value = value
+        self.act = act
+
+    def __conform__(self, protocol):
+        return self if protocol is extensions.ISQLQuote else None
+
+    def prepare(self, conn):
+        pass
+
+    def getquoted(self):
+        if self.act is not None:
+            self.act()
+        return str(self.value).encode()
+
+
+def outcome_of(conn, admin, way, act, places, bad_row):
+    """All that can be seen of an executemany() whose generator, or adapter, does something at some of the rows."""
+    with admin.cursor() as cur:
+        cur.execute("DROP TABLE IF EXISTS item; CREATE TABLE item (id int UNIQUE, name text)")
+    conn.seen = []
+    cur = conn.cursor()
+
+    def value(n):
+        return 3 if n == bad_row else n
+
+    def generator():
+        for n in range(30):
+            if n in places:
+                act(conn, cur)
+            yield (value(n), f"name {n}")
+
+    def adapters():
+        return [(Acting(value(n), (lambda: act(conn, cur)) if n in places else None), f"name {n}") for n in range(30)]
+
+    result = None
+    try:
+        cur.executemany(INSERT, generator() if way == "generator" else adapters())
+    except Exception as error:
+        result = type(error).__name__, str(error).strip(), getattr(error, "pgcode", None)
+    if conn.closed and isinstance(result, tuple) and result[0] in ("OperationalError", "InterfaceError"):
+        result = "refused"  # psycopg2's executemany() sends the rows on, to a null pointer
+    state = conn.closed, conn.status, conn.get_transaction_status(), conn.autocommit, conn.seen
+    rowcount = cur.rowcount if result is None else None
+    with admin.cursor() as looking:
+        looking.execute("SELECT * FROM item ORDER BY id")
+        committed = looking.fetchall()
+    inside = None
+    if not conn.closed and conn.get_transaction_status() != INERROR:
+        cur.execute("SELECT * FROM item ORDER BY id")
+        inside = cur.fetchall()
+    if not conn.closed:
+        conn.rollback()
+    return result, state, rowcount, committed, inside
+
+
+@pytest.fixture
+def public_item(admin):
+    yield
+    with admin.cursor() as cur:
+        cur.execute("DROP TABLE item")
+
+
+class Plain(extensions.connection):
+    """psycopg2's own, with room for attributes."""
+
+
+@pytest.mark.parametrize("way", ["generator", "adapter"])
+@pytest.mark.parametrize("act", ACTS)
+def test_user_code_that_uses_the_connection(dsn, admin, public_item, small_pages, way, act):
+    """As psycopg2's own executemany(), which executes each row before it asks for the next one."""
+    for places in ((0,), (1,), (2,), (8,), (9,), (12,), (29,), (3, 4), (5, 20), range(10, 13)):
+        for bad_row in (None, 10):
+            both = []
+            for conn in (Plain(dsn), greenpg.connect(dsn)):
+                try:
+                    both.append(outcome_of(conn, admin, way, ACTS[act], places, bad_row))
+                finally:
+                    conn.close()
+            assert both[1] == both[0], f"{act} at {places}, bad row {bad_row}"
+
+
+@green_only
+@pytest.mark.parametrize("way", ["generator", "adapter"])
+def test_killed_in_the_users_code(conn, cur, small_pages, way):
+    """Thrown in while the generator, or an adapter, waits for a statement of its own; and while the rows before are
+    executed for it."""
+    for before in ("0", "pg_sleep(60)"):
+
+        def act():
+            conn.cursor().execute("SELECT pg_sleep(60)")
+
+        def rows():
+            for n in range(30):
+                if n == 10 and way == "generator":
+                    act()
+                yield (
+                    extensions.AsIs(before if n == 9 else "0"),  # noqa: B023
+                    Acting(n, act if n == 10 and way == "adapter" else None),
+                )
+
+        task = Task(cur.executemany, "SELECT %s, %s", rows() if way == "generator" else list(rows()))
+        wait_until(lambda: conn._gate.owner is task.native)  # noqa: B023
+        hub().sleep(0.1)
+        error = TimeoutError("too slow")
+        task.throw(error)
+        task.join()
+        assert task.error is error
+        assert not conn.closed and not is_waiting(conn)
+        assert conn.get_transaction_status() == INERROR
+        conn.rollback()
+        cur.executemany(INSERT, numbered(100))
+        assert content(cur) == numbered(100)
+        conn.rollback()
+
+
+def test_copy_in_a_generator(conn, cur, small_pages):
+    """psycopg2 refuses it in green mode."""
+
+    def rows():
+        for n in range(30):
+            if n in (0, 1, 12):
+                other = conn.cursor()
+                other.copy_from(io.StringIO(f"{1000 + n}\t{count_items(conn)}\n"), "item")
+                with other.copy("COPY item TO STDOUT") as copy:
+                    assert len(list(copy.rows())) == count_items_by_psycopg2(n)
+            yield (n, "x")
+
+    def count_items_by_psycopg2(n):
+        return n + {0: 1, 1: 2, 12: 3}[n]
+
+    cur.executemany(INSERT, rows())
+    assert [row for row in content(cur) if row[0] >= 1000] == [(1000, "0"), (1001, "2"), (1012, "14")]
+
+
+@green_only
+def test_other_tasks_between_two_pages(conn, cur, small_pages):
+    """While a generator waits, another task may use the connection, as between two statements of psycopg2's."""
+    found = []
+
+    def rows():
+        for n in range(30):
+            if n == 20:
+                Task(lambda: found.append(count_items(conn))).join()
+            yield (n, "x")
+
+    cur.executemany(INSERT, rows())
+    assert 0 < found[0] <= 20
+    assert len(content(cur)) == 30
+
+
+def test_user_code_that_hides_the_error_of_a_row_before(conn, cur, small_pages):
+    """executemany() raises it all the same."""
+
+    def rows():
+        for n in range(30):
+            if n == 12:
+                for _ in range(2):
+                    with pytest.raises(psycopg2.errors.UniqueViolation):
+                        conn.rollback()
+            yield (3 if n == 11 else n, "x")
+
+    with pytest.raises(psycopg2.errors.UniqueViolation) as caught:
+        cur.executemany(INSERT, rows())
+    assert caught.value.row_index == 11
+    assert conn.get_transaction_status() == INERROR
+
+
+def test_errors_that_refuse_attributes(conn, cur, small_pages):
+    @dataclasses.dataclass(frozen=True)
+    class Frozen(Exception):
+        reason: str
+
+    for place in (0, 1, 20):
+        error = Frozen("adapter")
+        rows = [(Acting(n, (lambda: raise_(error)) if n == place else None), "x") for n in range(30)]  # noqa: B023
+        with pytest.raises(Frozen) as caught:
+            cur.executemany(INSERT, rows)
+        assert caught.value is error
+        conn.rollback()
 
 
 def test_an_argument_that_changes_the_number_of_commands_is_reported(conn, cur):
@@ -329,7 +576,7 @@ def test_killed(conn, cur, admin, after):
     task.throw(killed)
     task.join()
     assert task.error is killed
-    assert not conn.closed and conn._owner is None and conn._call is None
+    assert not conn.closed and not is_waiting(conn) and conn._gate.call is None
     assert conn.get_transaction_status() == INERROR
     conn.rollback()
     cur.executemany(INSERT, numbered(100))
@@ -347,7 +594,7 @@ def test_killed(conn, cur, admin, after):
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_killed_while_sending(through_proxy, monkeypatch, comes_back):
     if not comes_back:
-        monkeypatch.setattr("greenpg.connection.channel.ABANDON_TIMEOUT", 0.3)
+        monkeypatch.setattr("greenpg.connection.interrupting.END_TIMEOUT", 0.3)
     proxy, dsn = through_proxy
     conn = greenpg.connect(dsn)
     cur = conn.cursor()
@@ -360,7 +607,7 @@ def test_killed_while_sending(through_proxy, monkeypatch, comes_back):
             yield n, "x" * (5_000_000 if n else 1)
 
     task = Task(cur.executemany, INSERT, rows())
-    wait_until(lambda: conn._owner is task.native)
+    wait_until(lambda: conn._gate.owner is task.native)
     hub().sleep(0.3)
     killed = Killed()
     task.throw(killed)
@@ -390,7 +637,7 @@ def test_deadline(conn, cur):
 
 @green_only
 def test_deadline_when_the_network_is_gone(through_proxy, monkeypatch):
-    monkeypatch.setattr("greenpg.connection.channel.ABANDON_TIMEOUT", 0.3)
+    monkeypatch.setattr("greenpg.connection.interrupting.END_TIMEOUT", 0.3)
     proxy, dsn = through_proxy
     conn = greenpg.connect(dsn)
     cur = conn.cursor()
@@ -516,7 +763,7 @@ def test_kills_at_any_moment(conn, cur, monkeypatch):
         task.throw(Killed())
         task.join()
         assert task.error is None or isinstance(task.error, Killed)
-        assert not conn.closed and conn._owner is None and conn._call is None and conn._interruption is None
+        assert not conn.closed and not is_waiting(conn) and conn._gate.call is None and conn._gate.interruption is None
         assert conn.get_transaction_status() in (INTRANS, INERROR)
         if task.error is None:
             assert len(content(cur)) == 1501

@@ -34,11 +34,11 @@ def test_the_four_calls_that_freeze_psycopg2(dsn, hub, call):
         """
         import sys, time, psycopg2, greenpg
         greenpg.patch()
-        from kit import Task, wait_until
+        from kit import is_waiting, Task, wait_until
         dsn, call = sys.argv[1:]
         conn = greenpg.connect(dsn)
         task = Task(conn.cursor().execute, "SELECT pg_sleep(0.5)")
-        wait_until(lambda: conn._owner is not None)
+        wait_until(lambda: is_waiting(conn))
         try:
             getattr(conn, call)()
         except psycopg2.Error as error:

@@ -6,7 +6,7 @@ import time
 
 import psycopg2
 import pytest
-from kit import Killed, Task, run_all, usable, wait_until
+from kit import Killed, Task, is_waiting, run_all, usable, wait_until
 from psycopg2 import extensions
 
 import greenpg
@@ -35,7 +35,7 @@ def statements_running(admin):
 
 def throw_into(task, conn, exception=Killed):
     """Throw when the task waits in the connection."""
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     hub().sleep(0.02)
     task.throw(exception)
 
@@ -91,7 +91,7 @@ def test_timeout_of_the_hub(conn, hub_name, admin):
 )
 def test_kill_in_each_call(conn, admin, call, keeps_transaction):
     task = Task(call, conn.cursor())
-    wait_until(lambda: conn._owner is not None and statements_running(admin))
+    wait_until(lambda: is_waiting(conn) and statements_running(admin))
     task.throw(Killed)
     task.join(5)
     assert isinstance(task.error, Killed)
@@ -137,7 +137,7 @@ def test_query_that_finished_first_is_not_cancelled(conn, monkeypatch):
     cur = conn.cursor()
     cur.execute("SELECT 1")
     task = Task(cur.execute, "SELECT 2")
-    while conn._owner is None:
+    while not is_waiting(conn):
         hub().sleep(0)
     end = time.monotonic() + 0.03
     while time.monotonic() < end:
@@ -173,7 +173,7 @@ def test_kill_before_the_begin_is_through_stops_the_statement_as_well(through_pr
     conn = greenpg.connect(dsn, application_name="interrupted begin")
     proxy.stall()
     task = Task(conn.cursor().execute, "SELECT pg_sleep(60)")
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     task.throw(Killed)
     hub().sleep(0.05)
     proxy.resume()
@@ -212,11 +212,11 @@ def test_foreign_connection_is_cancelled_before_it_is_closed(dsn, admin):
 
 def test_server_that_does_not_answer_any_more(through_proxy, monkeypatch, caplog):
     """The bound passes: the connection is closed, and the original exception comes out."""
-    monkeypatch.setattr(interrupting, "CANCEL_TIMEOUT", 0.3)
+    monkeypatch.setattr(interrupting, "END_TIMEOUT", 0.3)
     proxy, dsn = through_proxy
     conn = greenpg.connect(dsn)
     task = Task(conn.cursor().execute, "SELECT pg_sleep(60)")
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     proxy.stall()
     task.throw(Killed)
     task.join(5)
@@ -232,7 +232,7 @@ def test_second_exception_while_draining_closes(through_proxy):
     proxy, dsn = through_proxy
     conn = greenpg.connect(dsn)
     task = Task(conn.cursor().execute, "SELECT pg_sleep(60)")
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     proxy.stall()
     task.throw(Killed)
     hub().sleep(0.05)
@@ -310,7 +310,7 @@ def test_interrupted_commit_tells_its_outcome(conn, admin, slow_commit, fails, o
 
 
 def test_commit_without_an_answer_is_of_unknown_outcome(through_proxy, monkeypatch):
-    monkeypatch.setattr(interrupting, "CANCEL_TIMEOUT", 0.3)
+    monkeypatch.setattr(interrupting, "END_TIMEOUT", 0.3)
     proxy, dsn = through_proxy
     conn = greenpg.connect(dsn)
     conn.cursor().execute("CREATE TEMP TABLE t (n int)")
@@ -329,7 +329,7 @@ def test_commit_on_a_lost_connection_is_of_unknown_outcome(through_proxy):
     conn.cursor().execute("CREATE TEMP TABLE t (n int)")
     proxy.stall()
     task = Task(conn.commit)
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     proxy.cut()
     task.join(5)
     assert isinstance(task.error, psycopg2.OperationalError)
@@ -353,7 +353,7 @@ def test_late_commit_is_no_error(conn, slow_commit):
 
 def test_close_throws_the_waiting_task_out(conn, admin):
     task = Task(conn.cursor().execute, "SELECT pg_sleep(60)")
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     conn.close()
     assert conn.closed
     with pytest.raises(psycopg2.OperationalError):
@@ -365,7 +365,7 @@ def test_close_of_a_connection_in_its_drain(through_proxy):
     proxy, dsn = through_proxy
     conn = greenpg.connect(dsn)
     task = Task(conn.cursor().execute, "SELECT pg_sleep(60)")
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     proxy.stall()
     task.throw(Killed)
     hub().sleep(0.05)
@@ -376,7 +376,7 @@ def test_close_of_a_connection_in_its_drain(through_proxy):
 
 def test_cancel_from_another_task(conn):
     task = Task(conn.cursor().execute, "SELECT pg_sleep(60)")
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     conn.cancel()
     with pytest.raises(psycopg2.errors.QueryCanceled):
         task.result(5)

@@ -4,7 +4,7 @@ import os
 
 import psycopg2
 import pytest
-from kit import Killed, Task, run_all, wait_until
+from kit import Killed, Task, is_waiting, run_all, wait_until
 from psycopg2 import extensions
 
 import greenpg
@@ -241,7 +241,7 @@ def test_others_run_and_are_refused(dsn, conn):
     assert run_all([store] * 3) == [True] * 3
     lo = conn.lobject(0, "wb")
     task = Task(lo.write, data)
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     for call in (conn.lobject, lo.read, conn.commit):
         with pytest.raises(ConnectionInUse):
             call()
@@ -252,7 +252,7 @@ def test_others_run_and_are_refused(dsn, conn):
 def test_kill_while_writing(conn):
     lo = conn.lobject(0, "wb")
     task = Task(lambda: [lo.write(os.urandom(CHUNK_BYTES)) for _ in range(1000)])
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     hub().sleep(0.05)
     killed = Killed()
     task.throw(killed)

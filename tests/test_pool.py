@@ -8,7 +8,7 @@ import weakref
 import psycopg2
 import psycopg2.extras
 import pytest
-from kit import Task, run_all, wait_until
+from kit import Task, is_waiting, run_all, wait_until
 
 import greenpg
 from greenpg.hubs import hub
@@ -304,7 +304,7 @@ def test_connection_returned_while_another_task_uses_it_is_not_lent_on(make_pool
     pool = make_pool(min_size=1)
     conn = pool.getconn()
     task = Task(lambda: conn.cursor().execute("SELECT pg_sleep(0.1)"))
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     pool.putconn(conn)
     with pool.connection() as other:
         assert other is not conn

@@ -6,7 +6,7 @@ import os
 import psycopg2
 import psycopg2.extras
 import pytest
-from kit import Killed, Task, wait_until
+from kit import Killed, Task, is_waiting, wait_until
 from psycopg2 import extensions, sql
 from psycopg2.extras import LogicalReplicationConnection, PhysicalReplicationConnection, StopReplication
 
@@ -253,7 +253,7 @@ def test_kill(admin, cur, table, way):
     hub().sleep(0.02)
     insert(admin, table, 1)
     wait_until(lambda: seen)
-    wait_until(lambda: cur.connection._owner is not None)
+    wait_until(lambda: is_waiting(cur.connection))
     with pytest.raises(ConnectionInUse):
         cur.execute("IDENTIFY_SYSTEM")
     with pytest.raises(ConnectionInUse):
@@ -272,7 +272,7 @@ def test_kill(admin, cur, table, way):
 def test_feedback_is_sent_without_messages(admin, cur, table):
     cur.start_replication(**options(table), status_interval=1)
     task = Task(cur.consume_stream, print)
-    wait_until(lambda: cur.connection._owner is not None)
+    wait_until(lambda: is_waiting(cur.connection))
     first = cur.feedback_timestamp
     wait_until(lambda: cur.feedback_timestamp > first)
     assert task.error is None
@@ -284,14 +284,14 @@ def test_feedback_is_sent_without_messages(admin, cur, table):
 def test_lost_connection(admin, cur, table):
     cur.start_replication(**options(table))
     task = Task(lambda: list(cur.replication_stream()))
-    wait_until(lambda: cur.connection._owner is not None)
+    wait_until(lambda: is_waiting(cur.connection))
     with admin.cursor() as other:
         other.execute(
             "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = %s", (table,)
         )
     with pytest.raises(psycopg2.Error):
         task.result()
-    assert cur.connection._owner is None
+    assert not is_waiting(cur.connection)
     cur.connection.close()
 
 

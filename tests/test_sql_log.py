@@ -6,7 +6,7 @@ import psycopg2
 import psycopg2.extras
 import psycopg2.sql
 import pytest
-from kit import Killed, Task, wait_until
+from kit import Killed, Task, is_waiting, wait_until
 
 import greenpg
 
@@ -157,7 +157,7 @@ def test_a_killed_statement_is_logged_and_the_kill_goes_on(logged):
     conn, lines = logged()
 
     task = Task(lambda: conn.cursor().execute("SELECT pg_sleep(10)"))
-    wait_until(lambda: conn._owner is not None and conn.info.transaction_status == 1)
+    wait_until(lambda: is_waiting(conn) and conn.info.transaction_status == 1)
     task.throw(Killed())
     with pytest.raises(Killed):
         task.result()

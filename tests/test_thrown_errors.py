@@ -10,7 +10,7 @@ import signal
 import psycopg2
 import psycopg2.errors
 import pytest
-from kit import Killed, Task, usable, wait_until
+from kit import Killed, Task, is_waiting, usable, wait_until
 from psycopg2 import extensions
 
 import greenpg
@@ -108,7 +108,7 @@ def test_statement_is_cancelled_and_the_connection_kept(conn, admin, statement, 
 @green_only
 def test_large_object(conn, exception):
     lobject = conn.lobject(0, "wb")
-    error = thrown_into(lambda: lobject._call("pg_sleep(60)::text"), exception, lambda: conn._owner is not None)
+    error = thrown_into(lambda: lobject._call("pg_sleep(60)::text"), exception, lambda: is_waiting(conn))
     assert error is exception
     assert usable(conn)
 
@@ -123,7 +123,7 @@ def test_copy_from_a_file(conn, exception):
         "EXECUTE FUNCTION pg_temp.slow()"
     )
     conn.commit()
-    error = thrown_into(lambda: cur.copy_from(io.StringIO("1\n2\n"), "c"), exception, lambda: conn._owner is not None)
+    error = thrown_into(lambda: cur.copy_from(io.StringIO("1\n2\n"), "c"), exception, lambda: is_waiting(conn))
     assert error is exception
     assert usable(conn)
 
@@ -183,7 +183,7 @@ def test_commit_tells_its_outcome(through_proxy, exception):
     conn.execute("CREATE TEMP TABLE t (n int)")
     proxy.stall()
     task = Task(conn.commit)
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     task.throw(exception)
     hub().sleep(0.05)
     proxy.resume()
@@ -264,7 +264,7 @@ def test_errors_of_looking_up_are_its_own(monkeypatch):
 def test_wait_notify(conn, exception):
     conn.autocommit = True
     conn.execute("LISTEN x")
-    assert thrown_into(conn.wait_notify, exception, lambda: conn._owner is not None) is exception
+    assert thrown_into(conn.wait_notify, exception, lambda: is_waiting(conn)) is exception
     assert usable(conn)
 
 
@@ -274,7 +274,7 @@ def test_waiting_for_an_asynchronous_connection(dsn, exception):
     greenpg.wait(conn)
     cur = conn.cursor()
     cur.execute("SELECT pg_sleep(0.3), 42")
-    assert thrown_into(lambda: greenpg.wait(conn), exception, lambda: conn._owner is not None) is exception
+    assert thrown_into(lambda: greenpg.wait(conn), exception, lambda: is_waiting(conn)) is exception
     greenpg.wait(conn)
     assert cur.fetchone()[1] == 42, "nothing was cancelled"
     conn.close()
@@ -288,7 +288,7 @@ def test_cancel_with_an_older_libpq(dsn, conn, monkeypatch, exception):
     monkeypatch.setattr(hub(), "run_in_thread", lambda call: run_in_thread(lambda: (natives.sleep(0.3), call())[1]))
     monkeypatch.setattr("greenpg.libpq.has_function", lambda name: False)
     task = Task(lambda: conn.execute("SELECT pg_sleep(60)"))
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     hub().sleep(0.02)
     task.throw(Killed)
     hub().sleep(0.05)
@@ -331,7 +331,7 @@ def test_shared_connection_lets_it_out_of_its_rollback(through_proxy, exception)
 
     def is_rolling_back():
         conn = shared._conn
-        return conn is not None and conn._call == "rollback"
+        return conn is not None and conn._gate.call == "rollback"
 
     task = Task(work)
     wait_until(is_rolling_back)
@@ -445,12 +445,12 @@ def test_own_deadline_is_no_interruption(conn):
 @green_only
 def test_cancel_that_fails_because_of_the_server_is_told(through_proxy, admin, monkeypatch, caplog):
     """psycopg2's own errors while an interrupted statement is ended close the connection, with a warning."""
-    monkeypatch.setattr(interrupting, "CANCEL_TIMEOUT", 0.3)
+    monkeypatch.setattr(interrupting, "END_TIMEOUT", 0.3)
     proxy, dsn = through_proxy
     conn = greenpg.connect(dsn)
     exception = psycopg2.OperationalError("too slow")
     task = Task(lambda: conn.execute("SELECT pg_sleep(60)"))
-    wait_until(lambda: conn._owner is not None)
+    wait_until(lambda: is_waiting(conn))
     proxy.stall()
     task.throw(exception)
     task.join(5)

@@ -6,7 +6,7 @@ import psycopg2
 import psycopg2.extras
 import pytest
 from counting import RoundTripCounter
-from kit import Killed, Task, run_all, wait_until
+from kit import Killed, Task, is_waiting, run_all, wait_until
 from psycopg2 import errors, extensions, sql
 
 import greenpg
@@ -435,7 +435,7 @@ def test_kill_in_the_first_statement(make_pool):
 
     conns = []
     task = Task(work)
-    wait_until(lambda: conns and conns[0]._owner is not None)
+    wait_until(lambda: conns and is_waiting(conns[0]))
     hub().sleep(0.02)
     task.throw(Killed)
     task.join(5)
@@ -740,7 +740,7 @@ def make_mischief(conn):
 def settings_of(conn):
     return (
         (conn.isolation_level, conn.readonly, conn.deferrable, conn.autocommit, conn.encoding, conn.cursor_factory),
-        (conn.statement_deadline, conn._deadlines and len(conn._deadlines._blocks), list(conn.notices)),
+        (conn.statement_deadline, conn._gate.next_deadline() is None, list(conn.notices)),
     )
 
 

@@ -4,7 +4,7 @@ from collections import deque
 
 import psycopg2
 import pytest
-from kit import Killed, Task, wait_until
+from kit import Killed, Task, is_waiting, wait_until
 from psycopg2 import extensions
 
 import greenpg
@@ -30,7 +30,7 @@ def notify(admin, *payloads):
 
 
 def waits(conn):
-    return conn._owner is not None
+    return is_waiting(conn)
 
 
 def test_notifies_as_in_psycopg2(conn, admin):

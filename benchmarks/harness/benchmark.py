@@ -118,7 +118,7 @@ class Benchmark:
     def _run(self, dsn: str | None, peers: list[str], rounds: int, sizes: dict[str, int]) -> dict:
         import psycopg2
 
-        from greenpg.connection.connecting import masked_dsn
+        from greenpg.connection.connect.dsn import masked_dsn
         from greenpg.embedded import EmbeddedServerError
 
         from . import machine

@@ -182,7 +182,7 @@ class PostgresClient:
         try:
             connect(self.dsn, **self._parameters).close()
         except psycopg2.OperationalError as error:
-            if not self.auto_reconnect or _is_hopeless(error):
+            if not self.auto_reconnect or _is_hopeless(error) or errors.is_interruption(error):
                 raise
             logger.warning("%s", ErrorsRegistry.get_error(error))
             logger.info("Reconnecting")
@@ -205,8 +205,11 @@ class PostgresClient:
         except psycopg2.Error as error:
             try:
                 conn.rollback()
-            except psycopg2.Error:  # it is closed already
-                pass
+            except psycopg2.Error as second:
+                if errors.is_interruption(second):
+                    raise  # else it is closed already
+            if errors.is_interruption(error):
+                raise
             raise ErrorsRegistry.get_error(error)  # noqa: B904 - the original's __context__, without a __cause__
         finally:
             self.release_conn(conn)
@@ -316,7 +319,9 @@ def _is_alive(conn: Any) -> bool:
         conn.autocommit = True
         conn.cursor().execute("SELECT 1")
         conn.autocommit = False
-    except psycopg2.Error:
+    except psycopg2.Error as error:
+        if errors.is_interruption(error):
+            raise
         return False
     return True
 

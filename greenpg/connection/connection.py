@@ -2,54 +2,38 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
-from types import TracebackType
 from typing import Any
 
 import psycopg2
 from psycopg2 import extensions
 
-from ..driver import driver_status
-from ..errors import COMMITTED, ROLLED_BACK, UNKNOWN, note_commit_outcome
-from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import hub
 from .cancel import CancelRequest, request_cancel, shut_down
 from .composing import compose
 from .cursor import Cursor, ServerCursor
-from .deadlines import DeadlineBlock, checked_seconds, deadlines_of
-from .guarding import guarded_method, guarded_property, noted_property
+from .deadlines import DeadlineBlock, checked_seconds
+from .gate import Occupant
+from .guarded_connection import GuardedConnection
+from .interrupting import end_deadline
 from .lender import Lender
 from .lobject import LargeObjectMixin
-from .notifying import NotifyWaits
 from .replication import ReplicationCursor, is_replication_cursor
-from .session_settings import SessionSettings
-from .transaction import (
-    Blocks,
-    Transaction,
-    forbid_autocommit_inside,
-    forbid_inside,
-    forbid_inside_transaction,
-)
-from .waiting import CopyBlock
+from .transaction import Transaction
+from .wait_notify import NotifyWaits
 
 logger = logging.getLogger("greenpg.connection")
 
-_connection = extensions.connection
-_descriptors: Any = extensions.connection
-_new_cursor: Any = _connection.cursor
-_get_status = _descriptors.status.__get__
-_get_cursor_factory = _descriptors.cursor_factory.__get__
+_c: Any = extensions.connection
+_new_cursor = _c.cursor
+_get_cursor_factory = _c.cursor_factory.__get__
 
-#: Seconds that close() waits for a task that it has thrown out of the connection.
-_LEAVE_TIMEOUT = 5.0
-
-#: Seconds that it takes trouble to cancel what the other task was running.
+#: Seconds that close() takes trouble to cancel what another task was running.
 _CANCEL_TIMEOUT = 1.0
 
 
-class Connection(LargeObjectMixin, NotifyWaits, _connection):
+class Connection(LargeObjectMixin, NotifyWaits, GuardedConnection):
     """psycopg2's connection; everything psycopg2 documents of connections holds.
 
     While another task waits for the server on it, calls that would talk to the server raise
@@ -60,80 +44,26 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
 
     #: The connection string as it was given, before names were looked up.
     _given_dsn: str | None = None
-    #: Known only of connections with a `SqlLog`.
+    #: Its `SqlLog`, and what it was last told.
+    _sql_log: Any = None
     _last_statement: Any = None
     #: A pool's slot for the connection, which may have lent it.
     _lender: Lender | None = None
     #: What goes under the classes of cursors; a log (sql_log.py) brings others.
     _client_cursor: type = Cursor
     _server_cursor: type = ServerCursor
+    #: A replication stream was stopped on it: see replication.py.
+    _has_stopped_stream = False
 
-    #: What was opened in a transaction before is not valid any more, like psycopg2's own `mark`.
-    _transactions_ended = 0
-    #: It is in psycopg2's own `with conn:`.
-    _is_entered = False
-    #: A setting may have been changed that a pool puts back.
-    _has_altered_settings = False
+    def _attach_log(self, log: Any, client_cursor: type = Cursor, server_cursor: type = ServerCursor) -> None:
+        """Cursors that are made from now on are of these classes, and find the log; None for no log."""
+        self._sql_log, self._client_cursor, self._server_cursor = log, client_cursor, server_cursor
 
-    rollback = guarded_method(_connection, "rollback", ends_transaction=True, check=forbid_inside)
-    reset = guarded_method(_connection, "reset", ends_transaction=True, check=forbid_inside, alters_settings=True)
-    set_client_encoding = guarded_method(
-        _connection,
-        "set_client_encoding",
-        ends_transaction=None,
-        check=forbid_inside_transaction,
-        alters_settings=True,
-    )
-    tpc_begin = guarded_method(_connection, "tpc_begin")
-    tpc_prepare = guarded_method(_connection, "tpc_prepare", ends_transaction=True)
-    tpc_rollback = guarded_method(_connection, "tpc_rollback", ends_transaction=True)
-    tpc_recover = guarded_method(_connection, "tpc_recover")
+    def _note_statement(self, statement: Any) -> None:
+        self._last_statement = statement
 
-    autocommit = guarded_property(_connection, "autocommit", check=forbid_autocommit_inside)
-    isolation_level = guarded_property(_connection, "isolation_level")
-    readonly = guarded_property(_connection, "readonly")
-    deferrable = guarded_property(_connection, "deferrable")
-
-    set_session = guarded_method(_connection, "set_session", check=forbid_inside_transaction, alters_settings=True)
-    set_isolation_level = guarded_method(
-        _connection, "set_isolation_level", ends_transaction=None, check=forbid_inside_transaction, alters_settings=True
-    )
-    #: The same for greenpg's own use.
-    _set_session = guarded_method(_connection, "set_session")
-
-    cursor_factory = noted_property(_connection, "cursor_factory")
-    notices = noted_property(_connection, "notices")
-    notifies = noted_property(_connection, "notifies")
-
-    @property
-    def status(self) -> int:
-        """As psycopg2's; STATUS_BEGIN in a transaction block, also before its first statement."""
-        status = int(_get_status(self))
-        return extensions.STATUS_BEGIN if status == extensions.STATUS_READY and self._blocks else status
-
-    #: psycopg2's own, without a property of ours in between.
-    _driver_status = _descriptors.status
-
-    @functools.cached_property
-    def _blocks(self) -> Blocks:
-        return Blocks()
-
-    @functools.cached_property
-    def _status_word(self) -> Any:
-        """psycopg2's `status`, to be written; None where that isn't possible: see driver.py."""
-        return driver_status.word_of(self)
-
-    def __enter__(self) -> Any:
-        forbid_inside(self, "with connection: ")
-        entered = _connection.__enter__(self)
-        self._is_entered = True
-        return entered
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._is_entered = False
-        return _connection.__exit__(self, exc_type, exc, traceback)
+    def _note_stopped_stream(self) -> None:
+        self._has_stopped_stream = True
 
     def transaction(
         self,
@@ -157,51 +87,6 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
         """
         return Transaction(self, savepoint_name, force_rollback, isolation_level, readonly, deferrable)
 
-    def commit(self) -> None:
-        """Commit, as psycopg2's. Suspends; without a transaction, only to let other tasks run once.
-
-        Interrupted, it waits for the outcome all the same (5 s at most), then raises what interrupted it;
-        `errors.commit_outcome(exception)` says what has become of the transaction.
-        """
-        forbid_inside(self, "commit")
-        if _get_status(self) == extensions.STATUS_READY:
-            # Nothing to wait for, and a task that does it in a loop would keep all others from running.
-            hub().sleep(0)
-        self._end_transaction("commit")
-
-    def tpc_commit(self, *xid: Any) -> None:
-        """Commit a two-phase transaction, as psycopg2's. Suspends; interrupted, it does as `commit()`."""
-        self._end_transaction("tpc_commit", *xid)
-
-    def _end_transaction(self, name: str, *args: Any) -> None:
-        """Call psycopg2's method of that name; note a COMMIT's outcome on what is raised."""
-        if self._owner is not None:
-            self._refuse_if_owned(name)
-        # The server rolls a transaction in error back, whatever it is told, and psycopg2 says nothing.
-        is_failed = self.get_transaction_status() == extensions.TRANSACTION_STATUS_INERROR
-        outcome: str | None = ROLLED_BACK if is_failed else COMMITTED
-        outer_call = self._call
-        self._call = name
-        self._transactions_ended += 1
-        try:
-            getattr(_connection, name)(self, *args)
-        except BaseException as error:
-            if isinstance(error, psycopg2.ProgrammingError | psycopg2.InterfaceError) and error.pgcode is None:
-                outcome = None  # psycopg2 has refused to do it
-            else:
-                outcome = UNKNOWN if self.closed else ROLLED_BACK
-                if name.endswith("commit"):
-                    note_commit_outcome(error, outcome)
-            if isinstance(error, psycopg2.Error):
-                name_by_sqlstate(error)
-            raise error
-        finally:
-            self._call = outer_call
-            if self._interruption is not None:
-                if name.endswith("commit") and outcome is not None:
-                    note_commit_outcome(self._interruption, outcome)
-                self._raise_interruption()
-
     def close(self) -> None:
         """Close the connection, as psycopg2's; or return it, if a pool made with `close_returns` has lent it.
 
@@ -211,20 +96,20 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
         if self._lender is not None and self._lender.close_returns:
             self._lender.give_back()
             return
-        if self._owner is not None and not (isinstance(self._owner, CopyBlock) and self._owner.let_go()):
+        owner = self._gate.owner
+        if owner is not None and not (isinstance(owner, Occupant) and owner.let_go()):
             self._throw_owner_out()
-        if self._fd_waiter is not None:
-            self._fd_waiter.close()
-        _connection.close(self)
+        self._gate.close_waiter()
+        _c.close(self)
 
     def _throw_owner_out(self) -> None:
-        give_up_at = time.monotonic() + _LEAVE_TIMEOUT
+        give_up_at = end_deadline()
         request = CancelRequest(self)
         try:
             shut_down(self)
-            while self._owner is not None:
+            while self._gate.owner is not None:
                 if time.monotonic() >= give_up_at:
-                    self._refuse_if_owned("close")
+                    self._gate.make_way("close")
                 hub().sleep(0.001)
             # The server hasn't noticed anything: it would go on with the statement.
             request.send(min(give_up_at, time.monotonic() + _CANCEL_TIMEOUT))
@@ -254,7 +139,7 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
     def dsn(self) -> str:
         """The connection string as it was given, its password masked as psycopg2 does."""
         if self._given_dsn is None:
-            return str(_connection.dsn.__get__(self))
+            return str(_c.dsn.__get__(self))
         parameters = extensions.parse_dsn(self._given_dsn)
         if "password" not in parameters:
             return self._given_dsn
@@ -272,30 +157,17 @@ class Connection(LargeObjectMixin, NotifyWaits, _connection):
     @property
     def statement_deadline(self) -> float | None:
         """Seconds that each statement has, from when it is sent; None (default): no limit. See `deadline()`."""
-        return None if self._deadlines is None else self._deadlines.per_statement
+        deadlines = self._gate.deadlines
+        return None if deadlines is None else deadlines.per_statement
 
     @statement_deadline.setter
     def statement_deadline(self, seconds: float | None) -> None:
-        deadlines_of(self).per_statement = None if seconds is None else checked_seconds(seconds)
+        self._gate.made_deadlines().set_per_statement(None if seconds is None else checked_seconds(seconds))
         self._has_altered_settings = True
-
-    def _forget_deadlines(self) -> None:
-        """Also those of blocks that nobody will leave."""
-        self._deadlines = None
 
     def _belongs_to(self, lender: Lender) -> None:
         """From a pool that has opened it."""
         self._lender = lender
-
-    def _settings(self) -> SessionSettings:
-        """What a pool notes, in order to put it back with `_put_back()`."""
-        settings = SessionSettings.of(self)
-        self._has_altered_settings = False
-        return settings
-
-    def _put_back(self, settings: SessionSettings) -> None:
-        settings.put_back(self)
-        self._has_altered_settings = False
 
     @property
     def connection(self) -> Connection:

@@ -8,12 +8,11 @@ import psycopg2
 from psycopg2 import extensions
 
 from ..errors.sqlstate import name_by_sqlstate
-from .copy import Copy
-from .copy_file import FileCopyMixin
-from .copying import end_stray_copy
-from .executemany import run_pages
-from .fetching import BIG_ROWS, fetch_in_turns, iterate_in_turns
-from .guarding import guarded_cursor_method
+from .bulk.copy import Copy
+from .bulk.copy_channel import end_stray_copy
+from .bulk.copy_file import FileCopyMixin
+from .bulk.executemany import run_pages
+from .bulk.fetchall import BIG_ROWS, fetch_in_turns, iterate_in_turns
 from .lazy_begin import execute_first
 from .rows import DictFetches
 
@@ -46,12 +45,13 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
     # Calls go to psycopg2's C class directly: this class always stands just above it (see composing.py).
 
     def execute(self, query: Any, vars: Any = None) -> None:
-        # guarded_cursor_method() spelled out, because of its cost
+        # `with gate.calling("execute"):` spelled out, because of its cost
         conn = self.connection
-        if conn._owner is not None:
-            conn._refuse_if_owned("execute")
-        outer_call = conn._call  # not None if an adapter of another call's arguments has called this one
-        conn._call = "execute"
+        gate = conn._gate
+        if gate.owner is not None:
+            gate.make_way("execute")
+        outer_call = gate.call
+        gate.call = "execute"
         try:
             if conn._driver_status == _READY and not _autocommit(conn):
                 execute_first(conn, self, query, vars)
@@ -63,9 +63,9 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
             name_by_sqlstate(error)
             raise error
         finally:
-            conn._call = outer_call
-            if conn._interruption is not None:
-                conn._raise_interruption()
+            gate.call = outer_call
+            if gate.interruption is not None:
+                gate.leave(outer_call)
 
     def copy(self, statement: Any, params: Any = None) -> Copy:
         """`with cur.copy("COPY ...") as copy`: a COPY whose data the program writes or reads by itself, as psycopg 3's.
@@ -83,9 +83,10 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
         several commands, they're sent one by one, as psycopg2 does.
 
         An error is psycopg2's, and has the `row_index`, counted from 0 (None if the server didn't say), also told in a
-        note from Python 3.11 on; its position is that in the row's own statement. Of a page with an argument
-        that can't be adapted nothing is sent. `rowcount` is the sum, -1 if a row has none. For the server a page is one
-        message: `statement_timestamp()` is the same for its rows, and `statement_deadline` holds for each page.
+        note from Python 3.11 on; its position is that in the row's own statement. A generator, or an adapter, that uses
+        the connection finds all rows before executed first. `rowcount` is the sum, -1 if a row has none. For the server
+        a page is one message: `statement_timestamp()` is the same for its rows, and `statement_deadline` holds for each
+        page.
         """
         try:
             run_pages(self, query, vars_list)
@@ -101,8 +102,7 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
 
     def __iter__(self) -> Any:
         """Iterate over the remaining rows, as psycopg2's, letting other tasks run as `fetchall()` does."""
-        rowcount = _rowcount(self)
-        return self if rowcount < BIG_ROWS else iterate_in_turns(self, rowcount)
+        return self if _rowcount(self) < BIG_ROWS else iterate_in_turns(self)
 
     def _note_rowcount(self, rowcount: int) -> None:
         self._copied = (_query(self), rowcount, _statusmessage(self))
@@ -135,18 +135,48 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
             return copied[2]
         return _statusmessage(self)  # type: ignore[no-any-return]
 
-    callproc = guarded_cursor_method(_cursor, "callproc")
+    def callproc(self, procname: Any, parameters: Any = None, /) -> Any:
+        """Call a stored procedure, as psycopg2's. Suspends."""
+        with self.connection._gate.calling("callproc"):
+            return _cursor.callproc(self, procname, parameters)
 
 
 class ServerCursor(Cursor):
     """psycopg2's named cursor: its fetches talk to the server, so they are guarded as well."""
 
-    # DECLARE is written by psycopg2, which wants to be in a transaction of its own.
-    execute = guarded_cursor_method(_cursor, "execute")
-    fetchone = guarded_cursor_method(_cursor, "fetchone")
-    fetchmany = guarded_cursor_method(_cursor, "fetchmany")
-    fetchall = guarded_cursor_method(_cursor, "fetchall")
-    scroll = guarded_cursor_method(_cursor, "scroll")
-    __iter__ = _cursor.__iter__
-    __next__ = guarded_cursor_method(_cursor, "__next__")
-    close = guarded_cursor_method(_cursor, "close")
+    def execute(self, query: Any, vars: Any = None) -> None:
+        """DECLARE the cursor, as psycopg2's, which begins a transaction if there is none. Suspends."""
+        with self.connection._gate.calling("execute"):
+            _execute(self, query, vars)
+
+    def fetchone(self) -> Any:
+        """The next row, None if there is none. Suspends."""
+        with self.connection._gate.calling("fetchone"):
+            return _cursor.fetchone(self)
+
+    def fetchmany(self, size: int | None = None) -> list[Any]:
+        """The next `size` rows (None: `arraysize`). Suspends."""
+        with self.connection._gate.calling("fetchmany"):
+            return _cursor.fetchmany(self, size)
+
+    def fetchall(self) -> list[Any]:
+        """The remaining rows. Suspends."""
+        with self.connection._gate.calling("fetchall"):
+            return _cursor.fetchall(self)
+
+    def scroll(self, value: int, mode: Any = "relative") -> None:
+        """Move to another row. Suspends."""
+        with self.connection._gate.calling("scroll"):
+            _cursor.scroll(self, value, mode)
+
+    def __iter__(self) -> Any:
+        return _cursor.__iter__(self)
+
+    def __next__(self) -> Any:
+        with self.connection._gate.calling("__next__"):
+            return _cursor.__next__(self)
+
+    def close(self) -> None:
+        """Close the cursor, on the server too. Suspends."""
+        with self.connection._gate.calling("close"):
+            _cursor.close(self)

@@ -32,6 +32,9 @@ class Deadlines:
                 self._exceeded = f"the block took longer than its deadline of {block.seconds:g} s"
         return deadline
 
+    def set_per_statement(self, seconds: float | None) -> None:
+        self.per_statement = seconds
+
     def exceeded(self) -> DeadlineExceeded:
         """The error for the deadline that was last given out."""
         return DeadlineExceeded(self._exceeded)
@@ -56,20 +59,12 @@ class DeadlineBlock:
 
     def __enter__(self) -> None:
         self.ends_at = time.monotonic() + self.seconds
-        deadlines_of(self._conn).enter(self)
+        self._conn._gate.made_deadlines().enter(self)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        deadlines_of(self._conn).leave(self)
-
-
-def deadlines_of(conn: Any) -> Deadlines:
-    """The connection's deadlines, made when there are none yet."""
-    deadlines: Deadlines | None = conn._deadlines
-    if deadlines is None:
-        deadlines = conn._deadlines = Deadlines()
-    return deadlines
+        self._conn._gate.made_deadlines().leave(self)
 
 
 def checked_seconds(seconds: float) -> float:

@@ -68,12 +68,12 @@ def execute_first(conn: Any, cur: Any, query: Any, vars: Any) -> None:
     if not driver_status.is_proven:
         return _prove_status(conn, cur, query, vars, word)
     statement = _merged(conn, cur, query, vars)
-    if (
-        statement is None
-        or not _RIDES.match(statement)
-        or (b";" in statement and b";" in statement.rstrip(_END_OF_COMMAND))
-    ):
-        return _execute(cur, query, vars) if statement is None else _execute(cur, statement)
+    if statement is None:
+        return _execute(cur, query, vars)
+    has_begun = conn._driver_status != _READY  # an adapter may have used the connection
+    is_one_command = b";" not in statement or b";" not in statement.rstrip(_END_OF_COMMAND)
+    if has_begun or not is_one_command or not _RIDES.match(statement):
+        return _execute(cur, statement)
     begin = begin_of(conn)
     message = begin + statement
     word.value = _BEGIN  # which it will be in a moment
@@ -123,9 +123,9 @@ def _has_run_nothing(conn: Any, error: BaseException) -> bool:
 
     It has if it couldn't parse it. A message that was cancelled, before or in BEGIN, is not to be sent again.
     """
-    return (
-        isinstance(error, psycopg2.Error) and error.pgcode not in (None, _QUERY_CANCELED) and conn._interruption is None
-    )
+    if not isinstance(error, psycopg2.Error) or conn._gate.interruption is not None:
+        return False
+    return error.pgcode not in (None, _QUERY_CANCELED)
 
 
 def begin_of(conn: Any) -> bytes:

@@ -229,8 +229,7 @@ class LargeObjectMixin:
         outside of a transaction.
         """
         conn: Any = self
-        if conn._owner is not None:
-            conn._refuse_if_owned("lobject")
+        conn._gate.make_way("lobject")
         try:
             # psycopg2 checks the arguments and the state. Without a wait callback it does it all.
             return _connection.lobject(conn, oid, mode, new_oid, new_file, lobject_factory)

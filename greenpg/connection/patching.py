@@ -10,8 +10,8 @@ from psycopg2 import extensions
 
 from .. import hubs
 from ..errors import PatchError
-from .connecting import raw_connect
-from .waiting import make_wait_callback
+from .connect.connecting import connect_for_psycopg2
+from .wait_callback import make_wait_callback
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def patch(hub: str | None = None, *, connect: bool = True) -> None:
     )
     extensions.set_wait_callback(make_wait_callback(new_hub))
     if connect:
-        psycopg2._connect = raw_connect
+        psycopg2._connect = connect_for_psycopg2
     _patch = old
 
 

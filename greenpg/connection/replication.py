@@ -26,8 +26,9 @@ from psycopg2 import _psycopg, extensions, sql
 from .. import libpq
 from ..errors import is_interruption
 from ..hubs import hub
-from .channel import SHORTEST_PAUSE, cut_off, waiter_of
+from .bulk.pacing import SHORTEST_PAUSE
 from .cursor import Cursor
+from .interrupting import cut_off, end_deadline
 from .server_errors import error_of, text_codec
 
 _ReplicationCursor: Any = _psycopg.ReplicationCursor
@@ -35,8 +36,6 @@ _set_wait_callback: Any = extensions.set_wait_callback
 _call = methodcaller("__call__")
 _ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
 
-#: Seconds that the server gets to end the stream when it is asked to; then the connection is closed.
-STOP_TIMEOUT = 5.0
 # So many messages at most without letting other tasks run.
 _MESSAGES_PER_TURN = 100
 
@@ -60,8 +59,22 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
     def start_replication_expert(self, command: Any, decode: bool = False, status_interval: float = 10) -> None:
         """Start replication with a statement of your own, as psycopg2's. Suspends until the stream has begun."""
         conn = self.connection
-        if conn._owner is not None:
-            conn._refuse_if_owned("start_replication")
+        gate = conn._gate
+        outer_call = gate.enter("start_replication")
+        try:
+            self._start(command, decode, status_interval)
+        finally:
+            if gate.interruption is not None:
+                try:
+                    self._stop_quietly()
+                except BaseException as second:
+                    gate.hold_back(second)
+            gate.leave(outer_call)
+        self._status_interval = float(status_interval)
+        self._was_consumed = False
+
+    def _start(self, command: Any, decode: bool, status_interval: float) -> None:
+        conn = self.connection
         if conn._has_stopped_stream and conn.replication_type == _psycopg.REPLICATION_LOGICAL:
             # PostgreSQL (to 18 at least) never resets the flags by which it ended the first stream.
             raise psycopg2.NotSupportedError(
@@ -74,27 +87,18 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
         if not isinstance(command, str):
             raise TypeError(f"argument 1 must be a string or unicode object: got {type(command).__name__} instead")
         statement = _PutsCallbackBack(command)
-        conn._call = "start_replication"
         try:
             statement.take_callback_away()
             _ReplicationCursor.start_replication_expert(self, statement, decode, status_interval)
         finally:
             statement.put_back()
-            conn._call = None
-            if conn._interruption is not None:
-                try:
-                    self._stop_quietly()
-                except BaseException as second:
-                    conn._interruption = second
-                conn._raise_interruption()
-        self._status_interval = float(status_interval)
-        self._was_consumed = False
 
     def read_message(self) -> Any:
         """The next message of the stream, or None if there is none at the moment. Doesn't suspend."""
         conn = self.connection
-        if conn._owner is not None and conn._owner != hub().current():
-            conn._refuse_if_owned("read_message")
+        gate = conn._gate
+        if gate.owner is not None and gate.owner != hub().current():
+            gate.make_way("read_message")
         return _without_callback(partial(_ReplicationCursor.read_message, self))
 
     def consume_stream(self, consume: Callable[[Any], object], keepalive_interval: float | None = None) -> None:
@@ -162,15 +166,13 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
         conn = self.connection
         if conn.closed or not self._is_streaming():
             return
-        conn._owner = hub().current()
-        try:
-            _end_stream(conn, time.monotonic() + STOP_TIMEOUT)
-            conn._has_stopped_stream = True
-        except BaseException:
-            cut_off(conn)
-            raise
-        finally:
-            conn._owner = None
+        with conn._gate.occupied():
+            try:
+                _end_stream(conn, end_deadline())
+                conn._note_stopped_stream()
+            except BaseException:
+                cut_off(conn)
+                raise
 
     def _stop_quietly(self) -> None:
         """After an exception, which is of more interest than one of stopping."""
@@ -200,14 +202,12 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
                     hub().sleep(SHORTEST_PAUSE)
                 continue
             since_wait = 0
-            conn._owner = hub().current()
-            try:
+            with conn._gate.occupied():
                 if not self._is_streaming():
-                    _read_results(conn, time.monotonic() + STOP_TIMEOUT)
+                    _read_results(conn, end_deadline())
                     return
-                is_readable = waiter_of(conn).wait_read(time.monotonic() + self._seconds_to_feedback(interval))
-            finally:
-                conn._owner = None
+                until = time.monotonic() + self._seconds_to_feedback(interval)
+                is_readable = conn._gate.waiter_of(conn).wait_read(until)
             if not is_readable and self._seconds_to_feedback(interval) <= 0.0:
                 self.send_feedback(force=True)
 
@@ -255,7 +255,7 @@ def _without_callback(function: Callable[[], Any]) -> Any:
 
 def _end_stream(conn: Any, deadline: float) -> None:
     pgconn = conn.pgconn_ptr
-    waiter = waiter_of(conn)
+    waiter = conn._gate.waiter_of(conn)
     if libpq.function("PQputCopyEnd")(pgconn, None) != 1:
         raise psycopg2.OperationalError("the connection was lost")
     while libpq.function("PQflush")(pgconn) == 1:
@@ -270,9 +270,9 @@ def _end_stream(conn: Any, deadline: float) -> None:
             raise psycopg2.OperationalError("the connection was lost")
         if state == libpq.WAIT:
             if not waiter.wait_read(deadline):
-                raise psycopg2.OperationalError(f"the server has not ended the stream within {STOP_TIMEOUT:g} s")
+                raise psycopg2.OperationalError("the server has not ended the stream in time")
         elif time.monotonic() >= deadline:
-            raise psycopg2.OperationalError(f"the server has not ended the stream within {STOP_TIMEOUT:g} s")
+            raise psycopg2.OperationalError("the server has not ended the stream in time")
     _read_results(conn, deadline)
 
 
@@ -283,8 +283,8 @@ def _read_results(conn: Any, deadline: float) -> None:
     pgconn = conn.pgconn_ptr
     while True:
         while libpq.function("PQisBusy")(pgconn):
-            if not waiter_of(conn).wait_read(deadline):
-                raise psycopg2.OperationalError(f"the server has not ended the stream within {STOP_TIMEOUT:g} s")
+            if not conn._gate.waiter_of(conn).wait_read(deadline):
+                raise psycopg2.OperationalError("the server has not ended the stream in time")
             if not libpq.function("PQconsumeInput")(pgconn):
                 conn.poll()  # raises psycopg2's error
         result = libpq.next_result(pgconn)

@@ -47,11 +47,11 @@ class SessionSettings(NamedTuple):
             conn.set_client_encoding(self.encoding)
         if (conn.isolation_level, conn.readonly, conn.deferrable, conn.autocommit) != self[:4]:
             if self.autocommit:  # only what differs when autocommit is turned on is told to the server
-                conn._set_session("DEFAULT", "DEFAULT", "DEFAULT", autocommit=False)
-            characteristics = ("DEFAULT" if value is None else value for value in self[:3])
+                conn._set_session("default", "default", "default", autocommit=False)
+            characteristics = ("default" if value is None else value for value in self[:3])
             conn._set_session(*characteristics, autocommit=self.autocommit)
         conn.cursor_factory = self.cursor_factory
-        conn._forget_deadlines()
+        conn._gate.forget_deadlines()
         if self.statement_deadline is not None:
             conn.statement_deadline = self.statement_deadline
         for name, messages in (("notices", self.notices), ("notifies", self.notifies)):

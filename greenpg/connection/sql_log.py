@@ -54,14 +54,13 @@ class SqlLog:
 
     def __call__(self, conn: Any) -> None:
         """Log what cursors do that are made on this connection from now on. Doesn't suspend."""
-        conn._sql_log = self
-        conn._client_cursor, conn._server_cursor = LoggedCursor, LoggedServerCursor
+        conn._attach_log(self, LoggedCursor, LoggedServerCursor)
         if self.notices:
             conn.notices = NoticeList(conn.notices)
 
     def detach(self, conn: Any) -> None:
         """Log this connection no longer. Doesn't suspend."""
-        del conn._sql_log, conn._client_cursor, conn._server_cursor
+        conn._attach_log(None)
         conn.notices = list(conn.notices)
 
     def before(self, cursor: Any, statement: Any, parameters: Any) -> None:
@@ -149,10 +148,10 @@ class _LoggedStatements:
 
     def _log(self, name: str, statement: Any, parameters: Any) -> Any:
         call = getattr(super(), name)
-        log: SqlLog | None = getattr(self.connection, "_sql_log", None)
+        log: SqlLog | None = self.connection._sql_log
         if log is None:  # detached since the cursor was made
             return call(statement, parameters)
-        self.connection._last_statement = statement
+        self.connection._note_statement(statement)
         log.before(self, statement, parameters)
         started = time.monotonic()
         try:

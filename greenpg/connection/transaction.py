@@ -40,21 +40,6 @@ class Rollback(Exception):
         self.transaction = transaction
 
 
-class Blocks(list[object]):
-    """The transaction blocks that a connection is in, the innermost last."""
-
-    __slots__ = ()
-
-    def leave(self, block: object) -> bool:
-        """False if it isn't the innermost; it is left all the same."""
-        if self and self[-1] is block:
-            self.pop()
-            return True
-        if block in self:
-            self.remove(block)
-        return False
-
-
 class Transaction:
     """See `Connection.transaction()`."""
 
@@ -122,11 +107,15 @@ class Transaction:
     def _restore_session(self, conn: Connection) -> None:
         if self._session_before is None or conn.closed or conn._driver_status != _READY:
             return
-        *characteristics, was_autocommit = self._session_before
-        before = ["DEFAULT" if value is None else value for value in characteristics]
+        isolation_level, readonly, deferrable, was_autocommit = self._session_before
         if was_autocommit:  # only what differs when autocommit is turned on is told to the server
-            conn._set_session("DEFAULT", "DEFAULT", "DEFAULT")
-        conn._set_session(*before, autocommit=was_autocommit)
+            conn._set_session("default", "default", "default")
+        conn._set_session(
+            "default" if isolation_level is None else isolation_level,
+            "default" if readonly is None else readonly,
+            "default" if deferrable is None else deferrable,
+            was_autocommit,
+        )
 
     def _begin_nested(self, conn: Connection) -> None:
         if self._characteristics != (None, None, None):
@@ -228,28 +217,3 @@ def _checked_isolation_level(level: int | str | None) -> str | None:
         return None
     names = ", ".join(map(repr, _ISOLATION_LEVELS.values()))
     raise ValueError(f"unknown isolation level {level!r}: use one of {names}, or psycopg2's ISOLATION_LEVEL constants")
-
-
-def forbid_inside(conn: Any, name: str, *args: Any, **kwargs: Any) -> None:
-    """ProgrammingError if the connection is in a transaction block, which ends its transaction by itself."""
-    if conn._blocks:
-        raise psycopg2.ProgrammingError(
-            f"{name}() is not possible inside a transaction block: leave the block to commit, raise an exception "
-            "(greenpg.Rollback for one that goes no further) to roll back"
-        )
-
-
-def forbid_autocommit_inside(conn: Any, name: str, value: Any) -> None:
-    """ProgrammingError for turning autocommit on or off in a transaction block: it would end to be one."""
-    if conn._blocks:
-        raise psycopg2.ProgrammingError(f"{name} cannot be used inside a transaction block")
-
-
-def forbid_inside_transaction(conn: Any, name: str, *args: Any, **kwargs: Any) -> None:
-    """ProgrammingError for what makes psycopg2 roll a block's transaction back in silence, or puts it in autocommit."""
-    is_autocommit_asked = kwargs.get("autocommit") is not None or len(args) > 3 or (name, args) == _AUTOCOMMIT_LEVEL
-    if conn._blocks and (conn._driver_status != _READY or is_autocommit_asked):
-        raise psycopg2.ProgrammingError(f"{name} cannot be used inside a transaction block")
-
-
-_AUTOCOMMIT_LEVEL = ("set_isolation_level", (extensions.ISOLATION_LEVEL_AUTOCOMMIT,))

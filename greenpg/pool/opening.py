@@ -11,7 +11,7 @@ import random
 import weakref
 from typing import Any
 
-from ..connection.connecting import connect
+from ..connection.connect.connecting import connect
 from ..connection.connection import Connection
 from ..errors import is_interruption
 from ..hubs import hub

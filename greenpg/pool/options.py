@@ -8,7 +8,7 @@ from typing import Any
 
 from psycopg2 import extensions
 
-from ..connection.connecting import checked_dsn
+from ..connection.connect.dsn import checked_dsn
 from ..connection.deadlines import checked_seconds
 
 Conninfo = str | Callable[[], str]

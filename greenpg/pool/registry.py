@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..connection.connecting import masked_dsn
+from ..connection.connect.dsn import masked_dsn
 from ..hubs import hub
 from .pool import ConnectionPool
 

@@ -81,8 +81,10 @@ def give_back(core: PoolCore, slot: Slot) -> None:
 
 def take_back_from_ended(core: PoolCore, slot: Slot, lent_at: float) -> None:
     """The task that took the connection has ended. Called in the hub, where nothing may suspend."""
-    if slot.lent_at != lent_at or slot.lent_by is not core or slot.conn._last_owner not in (None, slot.holder):
+    if slot.lent_at != lent_at or slot.lent_by is not core:
         return
+    if slot.conn._gate.last_user not in (None, hash(slot.holder)):
+        return  # another task goes on with it
     code, line = slot.taken_at or (None, 0)
     logger.warning(
         "pool %r: %s ended without returning the connection that it took in %s, line %d (%s); it is taken back",

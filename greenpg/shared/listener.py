@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-from ..connection.connecting import checked_dsn, masked_dsn
+from ..connection.connect.dsn import checked_dsn, masked_dsn
 from ..connection.patching import check_patched
 from ..errors import ListenerClosed, WaitTimeout
 from ..hubs import hub

@@ -21,7 +21,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from ..connection.cancel import shut_down
-from ..connection.connecting import connect_asynchronous
+from ..connection.connect.connecting import connect_asynchronous
 from ..errors import ListenerClosed, is_interruption
 from ..hubs import Event, FdWaiter, hub
 from .channels import Channels

@@ -10,7 +10,8 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
-from ..connection.connecting import checked_dsn, connect, masked_dsn
+from ..connection.connect.connecting import connect
+from ..connection.connect.dsn import checked_dsn, masked_dsn
 from ..connection.patching import check_patched
 from ..errors import is_interruption
 from .turns import Turns

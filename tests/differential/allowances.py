@@ -28,6 +28,11 @@ class Differing:
         return self.key.rpartition(".")[2]
 
     @property
+    def is_after_executemany(self):
+        """The value is of a cursor that has been used so."""
+        return f"{self.key.partition('.')[0]}.executemany" in self.history
+
+    @property
     def error_text(self):
         return str(self.seen.get("raises.str"))
 
@@ -106,7 +111,10 @@ KNOWN = [
     ),
     Rule(
         "executemany() that fails: the cursor is left as after the row before the page",
-        lambda it: "executemany" in it.history and it.attribute in (*_OF_CURSORS, "log"),
+        lambda it: (
+            (it.is_after_executemany and it.attribute in _OF_CURSORS)
+            or (it.key == "log" and "executemany" in it.history)
+        ),
     ),
     Rule(
         "scroll() after executemany(): psycopg2 counts the rows that were inserted for rows of a result",
@@ -146,7 +154,28 @@ KNOWN = [
         ends=True,
     ),
     Rule(
-        "set_client_encoding() shows a notice that psycopg2 throws away",
-        lambda it: "set_client_encoding" in it.history and it.key == "conn.notices",
+        "set_client_encoding() and tpc_prepare() show a notice that psycopg2 throws away",
+        lambda it: it.key == "conn.notices" and ("set_client_encoding" in it.history or "tpc_" in it.history),
+    ),
+    Rule(
+        "COPY into a file that raises: the cursor has counted the rows",
+        lambda it: "BadFile" in it.history and it.attribute == "rowcount",
+    ),
+    Rule(
+        "unlink() of a large object whose transaction is over fails, but closes it",
+        lambda it: ".unlink()" in it.history and it.attribute == "closed",
+    ),
+    Rule(
+        "a connection that was lost is closed for quote_ident() and new cursors, too",
+        lambda it: it.seen.get("conn.closed") == 2 and str(it.seen.get("raises.class")).endswith("InterfaceError"),
+        ends=True,
+    ),
+    Rule(
+        "executemany() on a closed cursor asks its generator for a row",
+        lambda it: (
+            "executemany" in it.step
+            and ("InterfaceError" in str(it.theirs) or "cursor already closed" in it.error_text)
+        ),
+        ends=True,
     ),
 ]

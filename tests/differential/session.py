@@ -335,6 +335,8 @@ class Session:
         seen = {}
         namespace = self._namespace
         for name, thing in list(namespace.items()):
+            if name == "it":  # what iter() returns is a cursor or isn't
+                continue
             if isinstance(thing, extensions.cursor):
                 self._observe_attributes(seen, name, thing, _CURSOR_ATTRIBUTES)
                 seen[f"type({name})"] = _class_name(thing)

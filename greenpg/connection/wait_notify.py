@@ -9,13 +9,10 @@ import psycopg2
 from psycopg2 import extensions
 from psycopg2.extensions import Notify
 
-from ..hubs import hub
-from .waiting import WaitState
-
 _IN_TRANSACTION = frozenset({extensions.TRANSACTION_STATUS_INTRANS, extensions.TRANSACTION_STATUS_INERROR})
 
 
-class NotifyWaits(WaitState):
+class NotifyWaits:
     """The part of `Connection` that waits for notifications."""
 
     def wait_notify(self: Any, timeout: float | None = None) -> Notify | None:
@@ -29,7 +26,7 @@ class NotifyWaits(WaitState):
         Raises `psycopg2.OperationalError` if the connection is lost; `psycopg2.ProgrammingError` in a transaction, in
         which the server holds notifications back, and on an asynchronous connection while it runs a query.
         """
-        self._refuse_if_owned("wait_notify")
+        self._gate.make_way("wait_notify")
         deadline = None if timeout is None else time.monotonic() + timeout
         if self.closed:
             raise psycopg2.InterfaceError("connection already closed")
@@ -37,9 +34,7 @@ class NotifyWaits(WaitState):
             raise psycopg2.ProgrammingError(
                 "wait_notify() cannot be used while an asynchronous query is underway: greenpg.wait(conn) first"
             )
-        waiter = self._fd_waiter
-        self._owner = hub().current()
-        try:
+        with self._gate.occupied():
             is_in_time = True
             while True:
                 # What a query has brought along is in conn.notifies already; poll() fetches what has come since.
@@ -54,11 +49,7 @@ class NotifyWaits(WaitState):
                         "wait_notify() in a transaction would wait in vain, since the server holds notifications back "
                         "until its end: commit first, or set autocommit"
                     )
-                if waiter is None:
-                    waiter = self._fd_waiter = hub().fd_waiter(self.fileno())
-                is_in_time = waiter.wait_read(deadline)
-        finally:
-            self._owner = None
+                is_in_time = self._gate.waiter_of(self).wait_read(deadline)
 
 
 def _take_oldest(notifies: Any) -> Notify:

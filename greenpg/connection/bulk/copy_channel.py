@@ -1,7 +1,7 @@
 """The data phase of a COPY, driven on psycopg2's own connection: libpq's non-blocking calls, and the hub's waits.
 
 psycopg2 sends the statement itself, and so opens the transaction. From the server's "ready" to the end of the data
-nobody else may touch the connection: whoever drives a COPY sees to it that `conn._owner` is set.
+nobody else may touch the connection: whoever drives a COPY sees to it that the connection's gate is occupied.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
-from .. import libpq
-from ..errors import is_interruption
-from ..hubs import FdWaiter, hub
-from .cancel import request_cancel
-from .channel import Channel, ConnectionLost, cut_off, waiter_of
+from ... import libpq
+from ...errors import is_interruption
+from ...hubs import FdWaiter
+from ..interrupting import cut_off, end_on_server
+from .channel import Channel, ConnectionLost
 
 # Larger pieces would grow libpq's buffer, which never shrinks, and take the hub's time.
 _PIECE_BYTES = 64 * 1024
@@ -25,7 +25,7 @@ _ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
 class CopyChannel(Channel):
     """The COPY under way on a connection. All methods suspend, but for `direction`."""
 
-    statement_name = "the COPY"
+    what = "the COPY"
 
     def __init__(self, conn: Any, waiter: FdWaiter, deadline: float | None = None) -> None:
         super().__init__(conn, waiter, deadline)
@@ -97,17 +97,15 @@ class CopyChannel(Channel):
     # -- the end
 
     def abandon(self, reason: str) -> None:
-        """End the data phase early, on the server as well. Takes `ABANDON_TIMEOUT` at most.
+        """End the data phase early, on the server as well. Takes `END_TIMEOUT` at most.
 
         Raises `psycopg2.OperationalError` if that isn't enough: then the connection is good for nothing any more.
         """
         give_up_at = self._give_up_later()
         if self.direction == libpq.COPY_IN:
             self.finish_writing(reason)
-            return
-        request_cancel(self._conn, give_up_at)
-        while self.read_block():
-            pass
+        else:
+            end_on_server(self._conn, self, give_up_at)
 
     def outcome(self) -> libpq.Result:
         """The result of the COPY, once the data phase has ended: the first error, or else the last result."""
@@ -130,9 +128,45 @@ class CopyChannel(Channel):
         return outcome
 
     def cancel_outcome(self) -> libpq.Result:
-        """`outcome()` when nobody wants to wait for it any more. Takes `ABANDON_TIMEOUT` at most, as `abandon()`."""
-        request_cancel(self._conn, self._give_up_later())
+        """`outcome()` when nobody wants to wait for it any more. Takes `END_TIMEOUT` at most, as `abandon()`."""
+        end_on_server(self._conn, _Outcome(self._conn, self._waiter), self._give_up_later())
         return self.outcome()
+
+    # -- as what is running on the server: its data, that is
+
+    def is_over(self) -> bool:
+        """Drop what data has come. Doesn't suspend, but for pauses."""
+        assert self._reader is not None
+        while True:
+            _, state = self._reader.read_block()
+            if state == libpq.LOST:
+                raise ConnectionLost
+            if state != libpq.MORE:
+                return bool(state == libpq.END)
+            self._breathe()
+
+    def wait(self, until: float) -> object:
+        return self._waiter.wait_read(until)
+
+
+class _Outcome:
+    """The end of a COPY whose data are through."""
+
+    what = "the COPY"
+
+    def __init__(self, conn: Any, waiter: FdWaiter) -> None:
+        self._pgconn = conn.pgconn_ptr
+        self._waiter = waiter
+
+    def is_over(self) -> bool:
+        if not libpq.function("PQisBusy")(self._pgconn):
+            return True
+        if not libpq.function("PQconsumeInput")(self._pgconn):
+            raise ConnectionLost
+        return not libpq.function("PQisBusy")(self._pgconn)
+
+    def wait(self, until: float) -> object:
+        return self._waiter.wait_read(until)
 
 
 def is_ready_for_copy(error: psycopg2.Error) -> bool:
@@ -147,17 +181,16 @@ def end_stray_copy(conn: Any, error: psycopg2.Error) -> None:
     """
     if not is_ready_for_copy(error) or conn.closed or conn.get_transaction_status() != _ACTIVE:
         return
-    conn._owner = hub().current()
-    try:
-        channel = CopyChannel(conn, waiter_of(conn))
-        if channel.direction is not None:
-            channel.abandon("COPY was started by execute()")
-            channel.outcome()
-    except BaseException as exception:
-        cut_off(conn)
-        if is_interruption(exception) or not isinstance(exception, ConnectionLost | psycopg2.Error):
-            if conn._interruption is not None:
-                conn._interruption = exception  # the later one comes out
-            raise
-    finally:
-        conn._owner = None
+    gate = conn._gate
+    with gate.occupied():
+        try:
+            channel = CopyChannel(conn, gate.waiter_of(conn))
+            if channel.direction is not None:
+                channel.abandon("COPY was started by execute()")
+                channel.outcome()
+        except BaseException as exception:
+            cut_off(conn)
+            if is_interruption(exception) or not isinstance(exception, ConnectionLost | psycopg2.Error):
+                if gate.interruption is not None:
+                    gate.hold_back(exception)  # the later one comes out
+                raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +10,15 @@ import psycopg2
 from psycopg2 import extensions
 from psycopg2._psycopg import _connect as _c_connect
 
-from ..errors import is_interruption, note_failed_to_connect
-from ..hubs import hub
-from .composing import compose
-from .connection import Connection
-from .hosts import ConnectWatch, Host, HostTimedOut, Route, find_route, look_up, watches
-from .waiting import wait_by_poll
+from ...errors import is_interruption, note_failed_to_connect
+from ...hubs import hub
+from ..composing import compose
+from ..connection import Connection
+from ..wait_callback import wait_by_poll
+from .dsn import checked_dsn
+from .look_up import look_up
+from .route import Host, Route, find_route
+from .watch import ConnectWatch, HostTimedOut, watching
 
 _psycopg2_connect: Any = _c_connect  # psycopg2's own, whatever patch() puts in its place
 
@@ -42,7 +44,7 @@ def connect(
     asynchronous = {key: kwargs.pop(key) for key in ("async", "async_") if key in kwargs}
     if total_connect_timeout is not None and not total_connect_timeout > 0:
         raise ValueError(f"total_connect_timeout must be a positive number of seconds, not {total_connect_timeout!r}")
-    conn = raw_connect(
+    conn = connect_for_psycopg2(
         checked_dsn(dsn, **kwargs), connection_factory, total_connect_timeout=total_connect_timeout, **asynchronous
     )
     if cursor_factory is not None:
@@ -50,19 +52,19 @@ def connect(
     return conn
 
 
-def raw_connect(
+def connect_for_psycopg2(
     dsn: str, connection_factory: Any = None, *, total_connect_timeout: float | None = None, **asynchronous: Any
 ) -> Any:
     """What stands in for `psycopg2._connect` while patched."""
     try:
-        return _raw_connect(dsn, connection_factory, total_connect_timeout, **asynchronous)
+        return _connect(dsn, connection_factory, total_connect_timeout, **asynchronous)
     except psycopg2.Error as error:
         if not is_interruption(error):
             note_failed_to_connect(error)
         raise
 
 
-def _raw_connect(dsn: str, connection_factory: Any, total_connect_timeout: float | None, **asynchronous: Any) -> Any:
+def _connect(dsn: str, connection_factory: Any, total_connect_timeout: float | None, **asynchronous: Any) -> Any:
     factory = Connection if connection_factory is None else compose(connection_factory, Connection)
     if extensions.get_wait_callback() is None:  # libpq does it all, in C
         return _psycopg2_connect(dsn, connection_factory=factory, **asynchronous)
@@ -117,9 +119,10 @@ def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable
     route, hosts, failures = _prepare(dsn, total_timeout)
     task = hub().current()
     while True:
-        watch = watches[task] = ConnectWatch(route.timeout, deadline)
+        watch = ConnectWatch(route.timeout, deadline)
         try:
-            return connect_to(route.dsn_to(hosts))
+            with watching(task, watch):
+                return connect_to(route.dsn_to(hosts))
         except HostTimedOut:
             host = watch.timed_out(hosts)
             failures.append(f"connection to {host} failed: timeout expired")
@@ -130,44 +133,7 @@ def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable
             if is_interruption(error):
                 raise
             raise psycopg2.OperationalError("\n".join([*failures, watch.complete(str(error))])) from None
-        finally:
-            del watches[task]
 
 
 def _earlier(deadline: float | None, other: float) -> float:
     return other if deadline is None else min(deadline, other)
-
-
-def checked_dsn(dsn: str | None, **kwargs: Any) -> str:
-    """The DSN that psycopg2 would use. Raises ProgrammingError if it is malformed, without its password in the text."""
-    try:
-        return str(extensions.make_dsn(dsn, **kwargs))
-    except psycopg2.ProgrammingError as error:
-        text = _without_secrets(str(error).strip(), dsn, kwargs)
-    raise psycopg2.ProgrammingError(
-        f"{text} (a connection string is a URI, postgresql://user@host/dbname, or keywords, 'host=... dbname=...')"
-    )
-
-
-def masked_dsn(dsn: str) -> str:
-    """The DSN with its password masked, for messages."""
-    try:
-        parameters = extensions.parse_dsn(dsn)
-    except psycopg2.ProgrammingError:
-        return "<malformed connection string>"
-    for secret in ("password", "sslpassword"):
-        if secret in parameters:
-            parameters[secret] = "***"
-    return str(extensions.make_dsn(**parameters))
-
-
-def _without_secrets(text: str, dsn: str | None, kwargs: dict[str, Any]) -> str:
-    # libpq quotes parts of a malformed URI, the password among them.
-    if dsn:
-        text = text.replace(dsn, "<the connection string>")
-        for secret in re.findall(r"//[^/@]*?:([^@/]+)@|password\s*=\s*('[^']*'|\S+)", dsn):
-            for part in filter(None, secret):
-                text = text.replace(part, "***")
-    if kwargs.get("password"):
-        text = text.replace(str(kwargs["password"]), "***")
-    return text

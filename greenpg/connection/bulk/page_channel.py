@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import time
-
 import psycopg2
 
-from .. import libpq
-from ..errors import is_interruption
-from ..libpq import END, LOST, MORE, WAIT
-from .cancel import request_cancel
-from .channel import ABANDON_TIMEOUT, Channel, ConnectionLost, cut_off
+from ... import libpq
+from ...libpq import END, MORE, WAIT
+from ..interrupting import cut_off, end_on_server
+from .channel import Channel, ConnectionLost
 
-_FIRST_PAUSE = 0.05
+#: What `CommandResults.read()` says when a COPY has come, which nothing here can end.
+COPY_CAME = object()
 _COPIES = frozenset({libpq.COPY_IN, libpq.COPY_OUT, libpq.COPY_BOTH})
 
 
 class PageChannel(Channel):
     """A page on its way. All methods suspend."""
 
-    statement_name = "the statements"
+    what = "the page"
 
     def send(self, message: bytes) -> None:
         """Send it."""
@@ -53,32 +51,23 @@ class PageChannel(Channel):
                 raise psycopg2.NotSupportedError("executemany() can't run COPY")
 
     def cancel(self) -> None:
-        """Bring it to its end on the server, whatever that is. Takes `ABANDON_TIMEOUT` at most, then raises."""
+        """Bring it to its end on the server, whatever that is. Takes `END_TIMEOUT` at most, then raises."""
         give_up_at = self._give_up_later()
         self._flush()
-        pause = _FIRST_PAUSE
-        cancel_at = 0.0
-        uncertain: psycopg2.Error | None = None
-        results, consume = CommandResults(self._pgconn), libpq.function("PQconsumeInput")
-        while results.read([])[0] != END:
-            now = time.monotonic()
-            if now >= give_up_at:
-                raise psycopg2.OperationalError(f"the server has not ended the page within {ABANDON_TIMEOUT:g} s")
-            if now >= cancel_at:
-                # Again and again, because a request that comes before the statement finds nothing to cancel.
-                try:
-                    request_cancel(self._conn, give_up_at)
-                except psycopg2.Error as error:
-                    if is_interruption(error):
-                        raise
-                    uncertain = error
-                cancel_at = time.monotonic() + pause
-                pause *= 2
-            self._wait(self._waiter.wait_read, min(cancel_at, give_up_at))
-            if not consume(self._pgconn):
-                raise ConnectionLost
-        if uncertain is not None:
-            raise psycopg2.OperationalError(f"a cancel request may still be under way: {uncertain}")
+        self._results = CommandResults(self._pgconn)
+        end_on_server(self._conn, self, give_up_at)
+
+    def is_over(self) -> bool:
+        """Drop what results have come. Doesn't suspend."""
+        if not libpq.function("PQconsumeInput")(self._pgconn):
+            raise ConnectionLost
+        state: object = MORE
+        while state == MORE:
+            state, _ = self._results.read([])
+        return state == END
+
+    def wait(self, until: float) -> object:
+        return self._waiter.wait_read(until)
 
 
 class CommandResults:
@@ -93,10 +82,10 @@ class CommandResults:
         self._get_count, self._get_command = libpq.function("PQcmdTuples"), libpq.function("PQcmdStatus")
         self._error: libpq.Result | None = None
 
-    def read(self, rowcounts: list[int]) -> tuple[int, libpq.Result | None]:
+    def read(self, rowcounts: list[int]) -> tuple[object, libpq.Result | None]:
         """Append the row counts (-1: none) of the commands that are through, and say what to do next.
 
-        With END comes the error, if there was one; LOST stands for a COPY, which nothing here can end.
+        With END comes the error, if there was one.
         """
         pgconn = self._pgconn
         for _ in range(self._AT_ONCE):
@@ -114,7 +103,7 @@ class CommandResults:
                 self._clear(address)
             elif status in _COPIES:
                 self._clear(address)
-                return LOST, None
+                return COPY_CAME, None
             else:
                 result = libpq.copied_out(address)
                 if status == libpq.FATAL_ERROR and self._error is None:

@@ -14,14 +14,14 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
-from .. import libpq
-from ..errors import is_interruption
-from ..hubs import FdWaiter
-from .cancel import shut_down
+from ... import libpq
+from ...errors import is_interruption
+from ...hubs import FdWaiter
+from ..cancel import shut_down
+from ..interrupting import interrupt, note_first
+from ..server_errors import text_codec
 from .channel import ConnectionLost
-from .copying import CopyChannel, end_stray_copy
-from .interrupting import interrupt, note_first
-from .server_errors import text_codec
+from .copy_channel import CopyChannel, end_stray_copy
 
 _cursor = extensions.cursor
 
@@ -77,10 +77,10 @@ class FileCopy:
         except BaseException as second:
             shut_down(conn)
             if isinstance(second, psycopg2.Error) and not is_interruption(second):
-                conn._interruption = exception
+                conn._gate.hold_back(exception)
                 raise
             note_first(second, exception)
-            conn._interruption = second
+            conn._gate.hold_back(second)
             # Any other exception would make the callback try once more to save the connection.
             raise psycopg2.OperationalError("interrupted again while ending a COPY") from second
 
@@ -173,8 +173,7 @@ class FileCopyMixin:
 def _is_refused_because_green(method: Any, cursor: Any, *args: Any) -> bool:
     """Let psycopg2 check the arguments and the state. False: there is no wait callback, so it has done it all."""
     conn = cursor.connection
-    if conn._owner is not None:
-        conn._refuse_if_owned(method.__name__)
+    conn._gate.make_way(method.__name__)
     try:
         method(cursor, *args)
     except psycopg2.ProgrammingError as error:
@@ -203,8 +202,10 @@ def _run(cursor: Any, name: str, sql: Any, file: Any, size: int) -> None:
         raise psycopg2.ProgrammingError(f"{name} cannot be used with a prepared two-phase transaction")
     if cursor.name is not None:  # execute() would make a server-side cursor of it
         cursor = extensions.connection.cursor(conn, None, _cursor)
-    copy = conn._file_copy = FileCopy(file, size)
-    conn._call = name
+    gate = conn._gate
+    outer_call = gate.enter(name)
+    copy = FileCopy(file, size)
+    gate.copying(copy)
     try:
         _cursor.execute(cursor, sql)
     except psycopg2.Error as error:
@@ -213,7 +214,5 @@ def _run(cursor: Any, name: str, sql: Any, file: Any, size: int) -> None:
         end_stray_copy(conn, error)  # there is one if the call was interrupted just before
         raise
     finally:
-        conn._file_copy = None
-        conn._call = None
-        if conn._interruption is not None:
-            conn._raise_interruption()
+        gate.copying(None)
+        gate.leave(outer_call)

@@ -9,23 +9,25 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
-from .. import libpq
-from ..errors import CopyInProgress, is_interruption
-from ..hubs import hub
-from .channel import ConnectionLost, cut_off, waiter_of
-from .copy_format import format_row, parse_row
-from .copying import CopyChannel, end_stray_copy, is_ready_for_copy
-from .server_errors import error_of, text_codec
-from .waiting import CopyBlock
+from ... import libpq
+from ...errors import CopyInProgress, is_interruption
+from ...hubs import hub
+from ..gate import Occupant
+from ..interrupting import cut_off
+from ..server_errors import error_of, text_codec
+from .channel import ConnectionLost
+from .copy_channel import CopyChannel, end_stray_copy, is_ready_for_copy
+from .copy_format import RowFormat
 
 _cursor = extensions.cursor
+_Typecaster = type(extensions.UNICODE)  # takes bytes in the client encoding; text it would encode in UTF-8
 
 # write_row() collects lines up to so many characters: a call into libpq for each row would cost more than the row.
 _WRITE_BEHIND = 32 * 1024
 _BINARY_SIGNATURE = b"PGCOPY\n\xff\r\n\0"
 
 
-class Copy(CopyBlock):
+class Copy(Occupant):
     """A COPY under way, from `Cursor.copy()`; all its methods suspend, and any error ends the COPY.
 
     COPY ... FROM STDIN: `write()` and `write_row()`. COPY ... TO STDOUT: iterate, `read()`, or `rows()` and
@@ -45,7 +47,6 @@ class Copy(CopyBlock):
         self._task: object = None  # who opened the block
         self._is_busy = False
         self._at_end = False
-        self._codec = ""
         self._unsent: list[str] = []
         self._unsent_length = 0
         self._rows: list[bytes] = []  # read, the next one last
@@ -53,48 +54,47 @@ class Copy(CopyBlock):
 
     def __enter__(self) -> Copy:
         conn = self._conn
+        self._codec = text_codec(conn)
+        self._format = RowFormat(conn)
         deadline = self._start()
         self._task = hub().current()
-        conn._owner = self
+        conn._gate.occupy(self)
         try:
-            channel = CopyChannel(conn, waiter_of(conn), deadline)
+            channel = CopyChannel(conn, conn._gate.waiter_of(conn), deadline)
         except BaseException:
             cut_off(conn)
             raise
         self._channel = channel
-        self._codec = text_codec(conn)
         return self
 
     def _start(self) -> float | None:
         conn = self._conn
-        if conn._owner is not None:
-            conn._refuse_if_owned("copy")
+        gate = conn._gate
+        gate.make_way("copy")
         if self._cursor.name is not None:
             raise psycopg2.ProgrammingError("copy() can't be used with a named cursor")
         if conn.async_:
             raise psycopg2.ProgrammingError("copy cannot be used in asynchronous mode")
-        deadline: float | None = None if conn._deadlines is None else conn._deadlines.next_deadline()
-        conn._call = "copy"
+        deadline: float | None = gate.next_deadline()
+        outer_call = gate.enter("copy")
         try:
             _cursor.execute(self._cursor, self._statement, self._params)
         except psycopg2.ProgrammingError as error:
-            if conn._interruption is not None:
+            if gate.interruption is not None:
                 end_stray_copy(conn, error)  # interrupted just before
                 raise
             if not is_ready_for_copy(error):
                 raise
             return deadline
         finally:
-            conn._call = None
-            if conn._interruption is not None:
-                conn._raise_interruption()
+            gate.leave(outer_call)
         raise psycopg2.ProgrammingError("copy() is for COPY ... FROM STDIN and COPY ... TO STDOUT, not for other SQL")
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         conn = self._conn
-        if self._channel is None or conn._owner is not self:
+        if self._channel is None or conn._gate.owner is not self:
             return  # the connection was closed meanwhile
         try:
             if exc is None:
@@ -102,7 +102,7 @@ class Copy(CopyBlock):
             elif not conn.closed:
                 self._abandon(f"error from Python: {type(exc).__name__}: {exc}")
         except BaseException as second:
-            if not conn.closed and conn._owner is self:
+            if not conn.closed and conn._gate.owner is self:
                 self._end_or_cut_off(second)
             if exc is None or is_interruption(second) or not isinstance(second, Exception):
                 raise
@@ -110,8 +110,7 @@ class Copy(CopyBlock):
         finally:
             self._channel = None
             self._rows.clear()
-            if conn._owner is self:
-                conn._owner = None
+            conn._gate.vacate(self)
 
     def _finish(self) -> None:
         channel = self._active("copy")
@@ -173,7 +172,7 @@ class Copy(CopyBlock):
         Raises `psycopg2.ProgrammingError` for a value that has no text form.
         """
         channel = self._active("write_row", libpq.COPY_IN)
-        line = format_row(row, self._conn)
+        line = self._format.line(row)
         self._unsent.append(line)
         self._unsent_length += len(line)
         if self._unsent_length >= _WRITE_BEHIND:
@@ -225,11 +224,11 @@ class Copy(CopyBlock):
             if not self._rows:
                 self._at_end = True
                 return None
-        row = parse_row(self._rows.pop(), self._codec)
-        if self._casts:
-            cursor = self._cursor
-            row = tuple([cast(value, cursor) for cast, value in zip(self._casts, row, strict=True)])
-        return row
+        line = self._rows.pop()
+        if not self._casts:
+            return self._format.row(line)
+        cursor = self._cursor
+        return tuple([cast(value, cursor) for cast, value in zip(self._casts, self._format.fields(line), strict=True)])
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         """The rows, as `read_row()` gives them."""
@@ -246,7 +245,10 @@ class Copy(CopyBlock):
 
     def _typecaster(self, type_: Any) -> Any:
         if callable(type_):
-            return type_
+            if isinstance(type_, _Typecaster):
+                return type_
+            codec = self._codec  # a function, made to take text
+            return lambda value, cursor: type_(None if value is None else value.decode(codec), cursor)
         for registry in (self._cursor.string_types, self._conn.string_types, extensions.string_types):
             if registry and type_ in registry:
                 return registry[type_]
@@ -257,8 +259,8 @@ class Copy(CopyBlock):
     def _active(self, operation: str, direction: int | None = None) -> CopyChannel:
         conn, channel = self._conn, self._channel
         if self._is_busy:
-            raise self.refusal(operation)
-        if channel is None or conn.closed or conn._owner is not self:
+            self.make_way(operation)
+        if channel is None or conn.closed or conn._gate.owner is not self:
             raise psycopg2.InterfaceError(f"{operation}(): the COPY has ended")
         if direction is not None and channel.direction != direction:
             needed = "FROM STDIN" if direction == libpq.COPY_IN else "TO STDOUT"
@@ -267,12 +269,12 @@ class Copy(CopyBlock):
 
     # -- what the connection asks of its owner
 
-    def refusal(self, operation: str) -> CopyInProgress:
-        return CopyInProgress(operation, hub().describe(self._task))
+    def make_way(self, operation: str) -> None:
+        raise CopyInProgress(operation, hub().describe(self._task))
 
     def let_go(self) -> bool:
         if not self._is_busy:
-            self._conn._owner = None
+            self._conn._gate.vacate(self)
         return not self._is_busy
 
 

@@ -1,0 +1,1 @@
+"""Making a connection: where it leads, names, time limits."""

@@ -1,0 +1,83 @@
+"""The clock on libpq's loop over the hosts."""
+
+from __future__ import annotations
+
+import time
+
+import psycopg2
+
+from ... import libpq
+from ...errors import LibpqUnavailable
+from .route import Host
+
+
+class ConnectWatch:
+    """Keeps an eye on the time while libpq connects: it goes from host to host by itself, but never gives one up."""
+
+    def __init__(self, timeout: float | None, total_deadline: float | None) -> None:
+        self._timeout = timeout
+        self._total_deadline = total_deadline
+        self._host_deadline: float | None = None
+        #: The host that is being tried, and the one that was tried first.
+        self.current: Host | None = None
+        self.first: Host | None = None
+
+    def deadline(self, pgconn: int) -> float | None:
+        """Until when the host that is being tried may take."""
+        try:
+            current = Host(*libpq.current_host(pgconn))
+        except LibpqUnavailable:
+            current = Host("", "", "")
+        self.first = self.first or current
+        if current != self.current:
+            self.current = current
+            if self._timeout is not None:
+                self._host_deadline = time.monotonic() + self._timeout
+        deadlines = [deadline for deadline in (self._host_deadline, self._total_deadline) if deadline is not None]
+        return min(deadlines, default=None)
+
+    def timed_out(self, hosts: list[Host]) -> Host:
+        """Which of the hosts it is that is being tried."""
+        for host in hosts:
+            address = host.address or (host.name if not host.is_unix else "")
+            if self.current == Host(host.name, address, host.port):
+                return host
+        return hosts[0]
+
+    def complete(self, message: str) -> str:
+        """libpq's message, with the beginning that gets lost when psycopg2 makes the new connection non-blocking."""
+        if self.first is None or not self.first.address or message.startswith(("connection to ", "could not ")):
+            return message
+        return f"connection to {self.first} failed: {message}"
+
+
+class HostTimedOut(psycopg2.OperationalError):
+    """Raised in the wait callback when the host that is being tried has had its time."""
+
+
+#: What each task that is connecting has to obey: the wait callback is given nothing but the connection.
+_watches: dict[object, ConnectWatch] = {}
+
+
+def watch_of(task: object) -> ConnectWatch | None:
+    """What the task has to obey; None if it isn't connecting."""
+    return _watches.get(task)
+
+
+class watching:
+    """`with watching(task, watch):` the task has to obey the watch in the block. What it had to obey before (a
+    connection factory may connect) it has to obey again afterwards."""
+
+    def __init__(self, task: object, watch: ConnectWatch) -> None:
+        self._task = task
+        self._watch = watch
+
+    def __enter__(self) -> None:
+        self._outer = _watches.get(self._task)
+        _watches[self._task] = self._watch
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._outer is None:
+            del _watches[self._task]
+        else:
+            _watches[self._task] = self._outer

@@ -1,0 +1,183 @@
+"""`BusyGate`: who is inside a connection, in which call, and what was thrown into it.
+
+psycopg2 holds the connection's mutex while it waits: whoever calls into the same connection meanwhile would block the
+whole native thread, hub and all. So every call that talks to the server goes through the connection's gate, which
+refuses it while somebody else is inside.
+
+An exception that is thrown into a wait is held back (`interruption`) while the statement is cancelled, and raised when
+the call leaves the gate, psycopg2 being through with it: see interrupting.py.
+
+Nobody else writes the gate's state but `Cursor.execute()` and the wait callback, which spell out `enter()`, `leave()`
+and `occupied()` because of their cost.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import psycopg2
+
+from ..errors import ConnectionInUse, DeadlineExceeded
+from ..errors.sqlstate import name_by_sqlstate
+from ..hubs import FdWaiter, hub
+from .deadlines import Deadlines
+
+
+class Occupant:
+    """Who has a connection to himself without being a task that waits in it: a `with cur.copy()` block between its
+    calls, for example."""
+
+    def make_way(self, operation: str) -> None:
+        """Somebody wants to use the connection meanwhile: raise the error for him, or vacate the gate."""
+        raise NotImplementedError
+
+    def let_go(self) -> bool:
+        """`close()` asks whether it may close the connection now; False if a task waits inside."""
+        raise NotImplementedError
+
+
+class BusyGate:
+    """The gate of one connection. It doesn't know its connection, which refers to it."""
+
+    __slots__ = ("call", "deadlines", "file_copy", "interruption", "last_user", "owner", "waiter")
+
+    def __init__(self) -> None:
+        #: The task that waits inside psycopg2 on this connection, or an `Occupant`.
+        self.owner: object | None = None
+        #: The hash of the task that last did: the task itself would be kept alive.
+        self.last_user: int | None = None
+        #: The call that is under way; None if psycopg2 was called past the gate.
+        self.call: str | None = None
+        #: What was thrown into the present call's wait, to be raised at its end.
+        self.interruption: BaseException | None = None
+        #: Made at the first wait after connecting; until then libpq may go from socket to socket.
+        self.waiter: FdWaiter | None = None
+        #: None until a deadline is set for the first time.
+        self.deadlines: Deadlines | None = None
+        #: The copy_from() or its like that is under way, a `FileCopy`.
+        self.file_copy: Any = None
+
+    # -- calls
+
+    def enter(self, call: str) -> str | None:
+        """Raises `ConnectionInUse` if somebody is inside. Returns what `leave()` wants: the call around this one, if an
+        adapter, a generator or a file of its arguments has made this one."""
+        if self.owner is not None:
+            self.make_way(call)
+        outer_call, self.call = self.call, call
+        return outer_call
+
+    def leave(self, outer_call: str | None) -> None:
+        """Raises what was thrown into the call."""
+        self.call = outer_call
+        if self.interruption is not None:
+            interruption, self.interruption = self.interruption, None
+            try:
+                raise interruption
+            finally:
+                del interruption  # no circle through its traceback
+
+    def calling(self, call: str) -> _Call:
+        """`with gate.calling("commit"):` enters and leaves; psycopg2's errors get their names by SQLSTATE."""
+        return _Call(self, call)
+
+    def make_way(self, operation: str) -> None:
+        """Raise `ConnectionInUse` if somebody is inside who doesn't leave for this."""
+        owner = self.owner
+        if isinstance(owner, Occupant):
+            owner.make_way(operation)
+        elif owner is not None:
+            raise ConnectionInUse(operation, hub().describe(owner))
+
+    # -- waits that are greenpg's own
+
+    def occupied(self) -> _Occupation:
+        """`with gate.occupied():` the running task is inside, and waits there without psycopg2's help."""
+        return _Occupation(self)
+
+    def occupy(self, occupant: Occupant) -> None:
+        """The occupant is inside, unless somebody is, until it vacates the gate."""
+        if self.owner is None:
+            self.owner = occupant
+
+    def vacate(self, occupant: Occupant | None = None) -> None:
+        """The occupant isn't inside any more, if it was; without one: nobody is."""
+        if occupant is None or self.owner is occupant:
+            self.owner = None
+
+    def waiter_of(self, conn: Any) -> FdWaiter:
+        """The connection's waiter, made if there is none yet."""
+        waiter = self.waiter
+        if waiter is None:
+            waiter = self.waiter = hub().fd_waiter(conn.fileno())
+        return waiter
+
+    def close_waiter(self) -> None:
+        """The connection's socket is going to be closed."""
+        if self.waiter is not None:
+            self.waiter.close()
+
+    def next_deadline(self) -> float | None:
+        """When the statement that begins now has to be over, by `time.monotonic()`; None: any time."""
+        return None if self.deadlines is None else self.deadlines.next_deadline()
+
+    def exceeded(self) -> DeadlineExceeded:
+        """The error for the deadline that was last given out."""
+        assert self.deadlines is not None
+        return self.deadlines.exceeded()
+
+    def made_deadlines(self) -> Deadlines:
+        """The deadlines, made if there are none yet."""
+        if self.deadlines is None:
+            self.deadlines = Deadlines()
+        return self.deadlines
+
+    def forget_deadlines(self) -> None:
+        """Also those of blocks that nobody will leave."""
+        self.deadlines = None
+
+    def copying(self, file_copy: Any) -> None:
+        """What the wait callback is to run when the server is ready for a COPY; None when it is over."""
+        self.file_copy = file_copy
+
+    # -- interruptions
+
+    def hold_back(self, interruption: BaseException | None) -> None:
+        """To be raised when the present call leaves, instead of what was to be raised before."""
+        self.interruption = interruption
+
+
+class _Call:
+    __slots__ = ("_call", "_gate", "_outer_call")
+
+    def __init__(self, gate: BusyGate, call: str) -> None:
+        self._gate = gate
+        self._call = call
+
+    def __enter__(self) -> None:
+        self._outer_call = self._gate.enter(self._call)
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(exc, psycopg2.DatabaseError):
+            name_by_sqlstate(exc)
+        self._gate.leave(self._outer_call)
+
+
+class _Occupation:
+    __slots__ = ("_gate",)
+
+    def __init__(self, gate: BusyGate) -> None:
+        self._gate = gate
+
+    def __enter__(self) -> None:
+        task = hub().current()
+        self._gate.owner = task
+        self._gate.last_user = hash(task)
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._gate.owner = None
