@@ -100,10 +100,8 @@ class Ledger:
                 idle.remove(slot)
             if len(idle) < self.least_idle:
                 self.least_idle = len(idle)
-        elif old is OPENING:
-            self.opening.remove(slot)
-        elif old is RESETTING:
-            self.resetting.remove(slot)
+        elif old is not LENT:
+            (self.opening if old is OPENING else self.resetting).remove(slot)
         if state is IDLE:
             self.idle.append(slot)
         elif state is RESETTING:

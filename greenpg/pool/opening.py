@@ -206,6 +206,7 @@ def _connect(core: PoolCore, slot: Slot) -> Connection:
                     "discarded. Let it commit, or set autocommit"
                 )
             slot.settings = conn._settings()
+        slot.notices, slot.notifies = conn.notices, conn.notifies
     except BaseException:
         conn.close()
         raise

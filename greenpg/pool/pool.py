@@ -6,7 +6,6 @@ core.py is the state; lending.py tells how a connection is got, returning.py wha
 
 from __future__ import annotations
 
-import functools
 import operator
 import sys
 from collections.abc import Callable
@@ -153,9 +152,8 @@ class ConnectionPool(ManagedPool):
         if take_back:
             frame = sys._getframe(1)
             slot.taken_at = (frame.f_code, frame.f_lineno)
-            slot.forget_holder = hub().on_end(
-                slot.holder, functools.partial(take_back_from_ended, core, slot, slot.lent_at)
-            )
+            lent_at = slot.lent_at
+            slot.forget_holder = hub().on_end(slot.holder, lambda: take_back_from_ended(core, slot, lent_at))
         return slot.conn
 
     def putconn(self, conn: Any) -> None:

@@ -61,7 +61,7 @@ def give_back(core: PoolCore, slot: Slot) -> None:
         and slot.generation == core.generation
         and options.only_rolls_back
         and conn._driver_status == READY  # else somebody executed a COMMIT, which psycopg2 doesn't know of
-        and not (conn._has_altered_settings or conn._blocks or conn._is_entered or conn.notices or conn.notifies)
+        and not (conn._has_altered_settings or conn._blocks or conn._is_entered or slot.notices or slot.notifies)
     ):
         _clean_up(core, slot)
         return

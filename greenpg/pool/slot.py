@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any, Protocol
 
@@ -57,6 +57,8 @@ class Slot:
         "is_suspect",
         "lent_at",
         "lent_by",
+        "notices",
+        "notifies",
         "opened_at",
         "settings",
         "stack",
@@ -87,6 +89,9 @@ class Slot:
         #: What psycopg2 keeps of the session for each new borrower, and what it kept before `configure`.
         self.settings: Any = None
         self.bare_settings: Any = None
+        #: The connection's lists of messages, unless its `_has_altered_settings`: a property takes longer to ask.
+        self.notices: Sequence[Any] = ()
+        self.notifies: Sequence[Any] = ()
         #: The stack where it was taken, if leaks are looked for.
         self.stack: list[str] | None = None
 
