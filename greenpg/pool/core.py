@@ -134,10 +134,7 @@ class PoolCore:
             if slot.generation != self.generation:
                 return False
             now = self.now()
-            slot.conn = conn
-            slot.opened_at = now
-            slot.expires_at = now + lifetime
-            slot.trusted_until = now + self.options.unchecked_seconds
+            slot.opened(conn, now, now + lifetime, now + self.options.unchecked_seconds)
             is_wanted = self.ledger.give(slot)
             if not self.is_closed:
                 self.ledger.grow()

@@ -197,7 +197,7 @@ def _is_healthy(core: PoolCore, slot: Slot) -> bool:
             return False
         if slot.is_suspect or core.now() - slot.trusted_until > options.check_idle:
             ping(conn)
-            slot.is_suspect = False
+            slot.proved()
         if options.check is not None:
             options.check(conn)
     except Exception as error:

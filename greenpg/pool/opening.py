@@ -114,7 +114,7 @@ def _try_to_open(core: PoolCore, slot: Slot, backoff: Backoff) -> float | None:
         with core.mutex:
             core.ledger.move(slot, CLOSED)
         return None
-    slot.generation = core.generation
+    slot.begin(core.generation)
     stats = core.stats
     stats.connections_num += 1
     started = core.now()
@@ -196,7 +196,7 @@ def _connect(core: PoolCore, slot: Slot) -> Connection:
             conn.autocommit = True
         if options.statement_deadline is not None:
             conn.statement_deadline = options.statement_deadline
-        slot.settings = slot.bare_settings = conn._settings()
+        slot.note_settings(conn, is_bare=True)
         if options.configure is not None:
             options.configure(conn)
             status = conn.info.transaction_status
@@ -205,8 +205,7 @@ def _connect(core: PoolCore, slot: Slot) -> Connection:
                     f"connection left in status {status_name(status)} by configure function {options.configure!r}: "
                     "discarded. Let it commit, or set autocommit"
                 )
-            slot.settings = conn._settings()
-        slot.notices, slot.notifies = conn.notices, conn.notifies
+            slot.note_settings(conn, is_bare=False)
     except BaseException:
         conn.close()
         raise

@@ -95,6 +95,28 @@ class Slot:
         #: The stack where it was taken, if leaks are looked for.
         self.stack: list[str] | None = None
 
+    def begin(self, generation: int) -> None:
+        """An attempt to connect begins."""
+        self.generation = generation
+
+    def note_settings(self, conn: Any, is_bare: bool) -> None:
+        """What each borrower is to find; at first, before the pool's `configure`, what a session reset goes back to."""
+        self.settings = conn._settings()
+        if is_bare:
+            self.bare_settings = self.settings
+        self.notices, self.notifies = conn.notices, conn.notifies
+
+    def opened(self, conn: Any, now: float, expires_at: float, trusted_until: float) -> None:
+        """It has a connection now."""
+        self.conn = conn
+        self.opened_at = now
+        self.expires_at = expires_at
+        self.trusted_until = trusted_until
+
+    def proved(self) -> None:
+        """A ping has come back."""
+        self.is_suspect = False
+
     def condemn(self) -> None:
         """The connection isn't to be lent again, but replaced when it comes back."""
         self.generation = _CONDEMNED

@@ -161,5 +161,5 @@ def _pings(core: PoolCore, slot: Slot) -> bool:
         core.stats.connections_lost += 1
         logger.warning("pool %r: discarding broken connection: %s", core.options.name, str(error).strip())
         return False
-    slot.is_suspect = False
+    slot.proved()
     return True
