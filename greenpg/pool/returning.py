@@ -8,6 +8,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
+from ..connection.lazy_begin import execute_alone
 from ..errors import is_interruption
 from ..hubs import hub
 from .core import PoolCore
@@ -237,12 +238,5 @@ def reset_session(conn: Any) -> None:
     What psycopg2 keeps has been put back before, the client encoding too: RESET ALL gives it the value that it had when
     the connection was made, and psycopg2 doesn't look.
     """
-    was_autocommit = conn.autocommit
-    if not was_autocommit:
-        conn.autocommit = True
-    try:
-        with conn.cursor() as cur:
-            cur.execute(_SESSION_RESET)
-    finally:
-        if not was_autocommit and not conn.closed:
-            conn.autocommit = False
+    with conn.cursor() as cur:
+        execute_alone(conn, cur, _SESSION_RESET, None)
