@@ -63,6 +63,8 @@ class GuardedConnection(_connection):
     _is_entered = False
     #: A setting may have been changed that a pool puts back.
     _has_altered_settings = False
+    #: A replication stream was stopped on it: see replication.py.
+    _has_stopped_stream = False
 
     @functools.cached_property
     def _gate(self) -> BusyGate:
@@ -79,7 +81,7 @@ class GuardedConnection(_connection):
         return driver_status.word_of(self)
 
     #: psycopg2's own status, without a property of ours in between.
-    _driver_status = _c.status
+    _driver_status: int = _c.status
 
     @property
     def status(self) -> int:
@@ -143,6 +145,9 @@ class GuardedConnection(_connection):
             finally:
                 if self._driver_status != status_before:
                     self._transactions_ended += 1
+
+    def _note_stopped_stream(self) -> None:
+        self._has_stopped_stream = True
 
     def _settings(self) -> SessionSettings:
         """What a pool notes, in order to put it back with `_put_back()`."""
