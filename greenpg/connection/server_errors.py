@@ -11,7 +11,7 @@ import psycopg2
 from psycopg2 import _psycopg, extensions
 
 from .. import libpq
-from ..errors import SQLSTATE_CLASSES
+from ..errors.sqlstate import SQLSTATE_CLASSES
 
 _classes_by_sqlstate: dict[str, type[psycopg2.Error]] = _psycopg.sqlstate_errors
 
