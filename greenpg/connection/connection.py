@@ -10,6 +10,7 @@ from typing import Any, TypeVar, overload
 import psycopg2
 from psycopg2 import extensions
 
+from ..errors import is_interruption
 from ..hubs import hub
 from .cancel import CancelRequest, request_cancel, shut_down
 from .composing import compose
@@ -65,6 +66,9 @@ class Connection(LargeObjectMixin, NotifyWaits):
     def _note_statement(self, statement: Any) -> None:
         self._last_statement = statement
 
+    def _note_dsn(self, dsn: str) -> None:
+        self._given_dsn = dsn
+
     def transaction(
         self: C,
         savepoint_name: str | None = None,
@@ -114,6 +118,8 @@ class Connection(LargeObjectMixin, NotifyWaits):
             # The server hasn't noticed anything: it would go on with the statement.
             request.send(min(give_up_at, time.monotonic() + _CANCEL_TIMEOUT))
         except psycopg2.OperationalError as error:
+            if is_interruption(error):
+                raise
             logger.warning("could not cancel the statement on %s, which is closed: %s", self, error)
         finally:
             request.close()
