@@ -93,7 +93,7 @@ def _look_at_server(dsn: str, pools: list[ConnectionPool], workers: int, report:
 
 def _all_pools() -> list[ConnectionPool]:
     pools = [item for item in gc.get_objects() if isinstance(item, ConnectionPool)]
-    return sorted((pool for pool in pools if not (pool.closed and pool._opened)), key=lambda pool: pool.name)
+    return sorted((pool for pool in pools if not (pool.closed and pool._core.was_opened)), key=lambda pool: pool.name)
 
 
 def _dsn_of(pool: ConnectionPool) -> str:

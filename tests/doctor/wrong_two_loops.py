@@ -1,6 +1,6 @@
 """A program on gevent, with a module that patches for eventlet.
 
-finds: two_loops wrong_hub
+finds: app_fails two_loops wrong_hub
 """
 
 import os
