@@ -24,6 +24,7 @@ from .connection.cursor import Cursor, ServerCursor
 from .connection.patching import is_patched, patch, unpatch
 from .connection.rows import RowDict
 from .connection.sql_log import SqlLog
+from .connection.tracing import TraceEvent, Tracer
 from .connection.transaction import Rollback, Transaction
 from .connection.wait_callback import wait
 from .diagnosis.doctor import doctor
@@ -56,6 +57,8 @@ __all__ = [
     "SqlLog",
     "Subscription",
     "TooManyRequests",
+    "TraceEvent",
+    "Tracer",
     "Transaction",
     "WaitTimeout",
     "close_pools",

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar, overload
 from psycopg2 import extensions
 
 from ..connection.connection import Connection
+from ..connection.tracing import OnEvent, Tracer, checked_tracers
 from ..errors import is_interruption
 from .core import PoolCore
 from .health import ping
@@ -103,6 +104,7 @@ class ManagedPool(Generic[ConnT]):
         statement_deadline: float | None = None,
         histograms: bool = False,
         leak_after: float | None = None,
+        on_event: OnEvent = None,
     ) -> None:
         sizes = self._check_size(self._default_min_size if min_size is None else min_size, max_size)
         options = PoolOptions(
@@ -133,6 +135,7 @@ class ManagedPool(Generic[ConnT]):
             Histograms() if histograms else None,
             opens_itself=open is None,
             give_back=give_back,
+            tracers=checked_tracers(on_event),
         )
         self._listening = Listening(self._core)
         survive_forks(self._core)
@@ -228,6 +231,21 @@ class ManagedPool(Generic[ConnT]):
         resume(self._core)
 
     # -- what can be seen
+
+    def add_tracer(self, on_event: OnEvent) -> None:
+        """From now on the function or `Tracer` is told as well: see `on_event`. Cursors that exist tell nothing new.
+
+        Doesn't suspend.
+        """
+        self._core.trace((*self._tracers, *checked_tracers(on_event)))
+
+    def remove_tracer(self, tracer: Tracer) -> None:
+        """The tracer is told no more. Harmless if it isn't. Doesn't suspend."""
+        self._core.trace(tuple(other for other in self._tracers if other is not tracer))
+
+    @property
+    def _tracers(self) -> tuple[Tracer, ...]:
+        return () if self._core.tracing is None else self._core.tracing.tracers
 
     @property
     def min_size(self) -> int:

@@ -117,10 +117,13 @@ def _try_to_open(core: PoolCore, slot: Slot, backoff: Backoff) -> float | None:
     slot.begin(core.generation)
     stats = core.stats
     stats.connections_num += 1
-    started = core.now()
+    started, tracing = core.now(), core.tracing
+    event = tracing and tracing.begin("connect")
     try:
         conn = _connect(core, slot)
     except Exception as error:
+        if tracing and event:
+            tracing.end(event, error)
         stats.connections_errors += 1
         logger.warning("error connecting in pool %r: %s", core.options.name, describe(error))
         delay = backoff.next_delay(core.now())
@@ -129,13 +132,17 @@ def _try_to_open(core: PoolCore, slot: Slot, backoff: Backoff) -> float | None:
             _give_up(core, slot)
             return None
         return delay
-    stats.connections_ms += (core.now() - started) * 1000.0
+    seconds = core.now() - started
+    stats.connections_ms += seconds * 1000.0
     with core.mutex:
         core.workers.succeeded()
-    if not core.add(slot, conn):
+    is_added = core.add(slot, conn)
+    if not is_added:
         close_quietly(conn)
-        return 0.0
-    return None
+    if tracing and event:
+        event.connection = conn
+        tracing.end(event, seconds=seconds)
+    return None if is_added else 0.0
 
 
 def describe(error: BaseException) -> str:
@@ -196,6 +203,8 @@ def _connect(core: PoolCore, slot: Slot) -> Connection:
             conn.autocommit = True
         if options.statement_deadline is not None:
             conn.statement_deadline = options.statement_deadline
+        if core.tracing is not None:
+            core.trace_statements(conn)
         slot.note_settings(conn, is_bare=True)
         if options.configure is not None:
             options.configure(conn)
