@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +10,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from ..connection.connect.dsn import checked_dsn, masked_dsn
+from ..pool.lifecycle import living_pools
 from ..pool.pool import ConnectionPool
 from .findings import ERROR, Finding, Report
 from .installation import check_installation
@@ -92,8 +92,8 @@ def _look_at_server(dsn: str, pools: list[ConnectionPool], workers: int, report:
 
 
 def _all_pools() -> list[ConnectionPool]:
-    pools = [item for item in gc.get_objects() if isinstance(item, ConnectionPool)]
-    return sorted((pool for pool in pools if not (pool.closed and pool._core.was_opened)), key=lambda pool: pool.name)
+    pools = [pool for pool in living_pools() if isinstance(pool, ConnectionPool)]
+    return sorted(pools, key=lambda pool: pool.name)
 
 
 def _dsn_of(pool: ConnectionPool) -> str:

@@ -256,13 +256,14 @@ class ManagedPool(Generic[ConnT]):
         return self._core.ledger.max_size
 
     def get_stats(self) -> dict[str, int]:
-        """psycopg_pool's counters and measures by name; times are in milliseconds. Doesn't suspend."""
+        """psycopg_pool's counters and measures by name, and some more; times are in milliseconds. Doesn't suspend."""
         ledger = self._core.ledger
         measures = {
             "pool_min": ledger.min_size,
             "pool_max": self.max_size,
             "pool_size": ledger.size,
             "pool_available": len(ledger.idle),
+            "pool_lent": ledger.lent_count,
             "requests_waiting": len(ledger.line),
         }
         return self._core.stats.as_dict() | measures
@@ -272,6 +273,10 @@ class ManagedPool(Generic[ConnT]):
         stats = self.get_stats()
         self._core.stats = Stats()
         return stats
+
+    def keep_histograms(self) -> None:
+        """Count waiting and holding times from now on, as with `histograms=True`. Doesn't suspend."""
+        self._core.keep_histograms()
 
     def get_histograms(self) -> dict[str, dict[str, int]]:
         """How often requests waited (`wait_ms`), and connections were held (`hold_ms`), by upper bound.
