@@ -36,6 +36,7 @@ from .shared.listener import Listener
 from .shared.mailbox import Gap
 from .shared.shared_connection import SharedConnection
 from .shared.subscription import Subscription
+from .top.socket_server import serve_top
 
 if TYPE_CHECKING:
     from . import embedded
@@ -70,6 +71,7 @@ __all__ = [
     "get_pool",
     "is_patched",
     "patch",
+    "serve_top",
     "unpatch",
     "wait",
 ]

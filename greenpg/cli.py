@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -24,6 +25,8 @@ import greenpg
 from . import embedded
 from .connection.connect.dsn import checked_dsn, masked_dsn
 from .diagnosis.program import examine_program
+from .top import terminal
+from .top.socket_server import TopClient
 
 
 class CommandError(Exception):
@@ -52,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_bench(commands)
     _add_doctor(commands)
+    _add_top(commands)
     return parser
 
 
@@ -294,3 +298,53 @@ def doctor(options: argparse.Namespace) -> int:
     )
     print(json.dumps(report.as_dict(), indent=2) if options.json else report)
     return 0 if report.is_well else 1
+
+
+# -- greenpg top
+
+
+def _add_top(commands: Any) -> None:
+    parser = commands.add_parser(
+        "top",
+        help="show a running program's pools, live",
+        description="Attach to a program that has called greenpg.serve_top(): its pools, who holds connections, the "
+        "server's sessions and locks. It only reads.",
+    )
+    parser.set_defaults(command=top)
+    parser.add_argument("socket", nargs="?", help="the program's socket (default: the one of this user's, if it's one)")
+    parser.add_argument("--interval", type=float, default=1.0, help="seconds between two looks (default: %(default)s)")
+    parser.add_argument("--stacks", action="store_true", help="also show where the holders are")
+    parser.add_argument("--once", action="store_true", help="print one view, and end")
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+
+
+def top(options: argparse.Namespace) -> int:
+    """Watch a program until q or Ctrl-C, or look once."""
+    if not 0.1 <= options.interval <= 3600:
+        raise CommandError(f"--interval: {options.interval} is not between 0.1 and 3600")
+    path = options.socket or _the_only_program()
+    try:
+        client = TopClient(path)
+    except OSError as error:
+        raise CommandError(f"can't attach to {path}: {error.strerror or error}") from error
+    try:
+        if not (options.once or options.json):
+            terminal.watch(client, options.interval, options.stacks)
+            return 0
+        data = client.look(options.stacks)
+        width = shutil.get_terminal_size((120, 40)).columns
+        print(json.dumps(data, indent=2) if options.json else "\n".join(terminal.frame(data, width)))
+    except OSError as error:
+        raise CommandError(f"the program at {path} has gone") from error
+    finally:
+        client.close()
+    return 0
+
+
+def _the_only_program() -> Path:
+    programs = terminal.running_programs()
+    if not programs:
+        raise CommandError("no program serves here: call greenpg.serve_top() in yours, or name its socket")
+    if len(programs) > 1:
+        raise CommandError("several programs serve here, name one of them:\n" + "\n".join(map(str, programs)))
+    return programs[0]

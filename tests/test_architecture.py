@@ -19,6 +19,7 @@ FLOORS = {
     "compat": 6,
     "diagnosis": 6,
     "integrations": 6,
+    "top": 6,
     "embedded": 7,
     "cli": 8,
     "__main__": 9,

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import psycopg2
-from psycopg2 import extensions
 
 from ..connection.connect.dsn import checked_dsn, masked_dsn
 from ..pool.lifecycle import living_pools
+from ..pool.opening import dsn_of
 from ..pool.pool import ConnectionPool
 from .findings import ERROR, Finding, Report
 from .installation import check_installation
@@ -54,7 +54,7 @@ def doctor(
     else:
         by_dsn: dict[str, list[ConnectionPool]] = {}
         for pool in all_pools:
-            by_dsn.setdefault(_dsn_of(pool), []).append(pool)
+            by_dsn.setdefault(dsn_of(pool._core.options), []).append(pool)
         for pool_dsn, sharing in by_dsn.items():
             _look_at_server(pool_dsn, sharing, count, report)
     report.sort()
@@ -94,12 +94,3 @@ def _look_at_server(dsn: str, pools: list[ConnectionPool], workers: int, report:
 def _all_pools() -> list[ConnectionPool]:
     pools = [pool for pool in living_pools() if isinstance(pool, ConnectionPool)]
     return sorted(pools, key=lambda pool: pool.name)
-
-
-def _dsn_of(pool: ConnectionPool) -> str:
-    """What the pool connects by; functions are called, as for a new connection."""
-    conninfo = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
-    kwargs = dict((pool.kwargs() if callable(pool.kwargs) else pool.kwargs) or {})
-    for name in ("autocommit", "cursor_factory", "total_connect_timeout"):
-        kwargs.pop(name, None)
-    return str(extensions.make_dsn(conninfo, **kwargs))

@@ -19,6 +19,7 @@ from .histograms import Histograms
 from .ledger import Ledger
 from .lifecycle import close_pool, open_pool, survive_forks, wait_until_filled
 from .listening import Listening
+from .loans import Loan, loans_of
 from .options import (
     ConnectKwargs,
     Conninfo,
@@ -273,6 +274,10 @@ class ManagedPool(Generic[ConnT]):
         stats = self.get_stats()
         self._core.stats = Stats()
         return stats
+
+    def get_loans(self, *, stacks: bool = False) -> list[Loan]:
+        """Who has a connection now, the longest first; with `stacks`, also where each of them is. Doesn't suspend."""
+        return loans_of(self._core, stacks)
 
     def keep_histograms(self) -> None:
         """Count waiting and holding times from now on, as with `histograms=True`. Doesn't suspend."""

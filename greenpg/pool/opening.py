@@ -12,12 +12,13 @@ import weakref
 from typing import Any
 
 from ..connection.connect.connecting import connect
+from ..connection.connect.dsn import checked_dsn
 from ..connection.connection import Connection
 from ..errors import is_interruption
 from ..hubs import hub
 from .core import PoolCore
 from .health import IDLE_STATUS, close_quietly, status_name
-from .options import for_libpq
+from .options import PoolOptions, for_libpq
 from .slot import CLOSED, Slot
 from .tasks import Workers
 
@@ -187,11 +188,23 @@ def _give_up(core: PoolCore, slot: Slot) -> None:
         logger.exception("pool %r: reconnect_failed raised", options.name)
 
 
+def dsn_of(options: PoolOptions) -> str:
+    """Where a new connection would be made to; functions that say it are called."""
+    conninfo, kwargs = _connecting_of(options)
+    keywords = for_libpq(kwargs)
+    keywords.pop("total_connect_timeout", None)
+    return checked_dsn(conninfo, **keywords)
+
+
+def _connecting_of(options: PoolOptions) -> tuple[str, dict[str, Any]]:
+    conninfo = options.conninfo() if callable(options.conninfo) else options.conninfo
+    return conninfo, dict((options.kwargs() if callable(options.kwargs) else options.kwargs) or {})
+
+
 def _connect(core: PoolCore, slot: Slot) -> Connection:
     """A new connection, configured. Suspends."""
     options = core.options
-    conninfo = options.conninfo() if callable(options.conninfo) else options.conninfo
-    kwargs: dict[str, Any] = dict((options.kwargs() if callable(options.kwargs) else options.kwargs) or {})
+    conninfo, kwargs = _connecting_of(options)
     conn: Connection = connect(  # type: ignore[assignment]  # which puts Connection under the class
         conninfo,
         connection_factory=options.connection_class,
