@@ -67,6 +67,7 @@ class ManagedPool:
     max_idle = _Option[float]()
     reconnect_timeout = _Option[float]()
     num_workers = _Option[int]()
+    fail_fast = _Option[FailFast]()
     check_idle = _Option[float]()
     statement_deadline = _Option[float | None]()
     leak_after = _Option[float | None]()
