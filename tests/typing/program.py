@@ -331,6 +331,7 @@ def pools(dsn: str) -> None:
     looking_after(made)
     with ConnectionPool(dsn, connection_class=Audited, min_size=0, max_size=1) as audited:
         assert_type(audited, ConnectionPool[Audited])
+        lending(audited)
         with audited.connection() as conn:
             conn.who()
         with audited.transaction() as conn:
