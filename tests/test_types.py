@@ -18,7 +18,14 @@ PROGRAM, MISTAKES = DIRECTORY / "program.py", DIRECTORY / "mistakes.py"
 
 def said_by_mypy(path):
     """{line: what mypy says of it}"""
-    arguments = ["--strict", "--no-error-summary", "--show-error-codes", "--no-incremental", "--config-file=", str(path)]
+    arguments = [
+        "--strict",
+        "--no-error-summary",
+        "--show-error-codes",
+        "--no-incremental",
+        "--config-file=",
+        str(path),
+    ]
     done = subprocess.run([sys.executable, "-m", "mypy", *arguments], capture_output=True, text=True, timeout=110)
     found = re.findall(rf"{path.name}:(\d+): error: (.*)", done.stdout)
     assert done.returncode in (0, 1) and bool(found) == bool(done.returncode), done.stdout + done.stderr

@@ -8,6 +8,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from ..connection.connection import Connection
+from ..connection.lazy_begin import execute_alone
 from ..errors import is_interruption
 from ..hubs import hub
 from .core import PoolCore
@@ -51,7 +52,7 @@ def give_back(core: PoolCore, slot: Slot) -> None:
         core.histograms.held(now - slot.lent_at)
     slot.lent_by = slot.holder = None
     slot.lent_at = 0.0
-    slot.trusted_until = now + options.unchecked_seconds
+    slot.unchecked_until = now + options.unchecked_seconds
     if slot.forget_holder is not None:
         slot.forget_holder()
         slot.forget_holder = None
@@ -237,12 +238,5 @@ def reset_session(conn: Connection) -> None:
     What psycopg2 keeps has been put back before, the client encoding too: RESET ALL gives it the value that it had when
     the connection was made, and psycopg2 doesn't look.
     """
-    was_autocommit = conn.autocommit
-    if not was_autocommit:
-        conn.autocommit = True
-    try:
-        with conn.cursor() as cur:
-            cur.execute(_SESSION_RESET)
-    finally:
-        if not was_autocommit and not conn.closed:
-            conn.autocommit = False
+    with conn.cursor() as cur:
+        execute_alone(conn, cur, _SESSION_RESET, None)
