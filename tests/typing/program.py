@@ -1,4 +1,5 @@
 """Uses every public name of greenpg. Type checkers must find nothing in it, and it must run: tests/test_types.py."""
+# ruff: noqa: PT017
 
 from __future__ import annotations
 
