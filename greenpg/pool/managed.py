@@ -232,10 +232,12 @@ class ManagedPool(Generic[ConnT]):
 
     @property
     def min_size(self) -> int:
+        """So many connections are kept open."""
         return self._core.ledger.min_size
 
     @property
     def max_size(self) -> int:
+        """There are never more connections."""
         return self._core.ledger.max_size
 
     def get_stats(self) -> dict[str, int]:
