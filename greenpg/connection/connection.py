@@ -225,7 +225,11 @@ class Connection(LargeObjectMixin, NotifyWaits):
         scrollable: bool | None = None,
     ) -> AnyCursor: ...
     def cursor(
-        self, name: Any = None, cursor_factory: Any = None, withhold: bool = False, scrollable: bool | None = None
+        self,
+        name: str | bytes | None = None,
+        cursor_factory: Callable[..., extensions.cursor] | None = None,
+        withhold: bool = False,
+        scrollable: bool | None = None,
     ) -> Any:
         """A cursor, as psycopg2's: of `cursor_factory`, or else the connection's, with greenpg's methods under it.
 

@@ -11,7 +11,7 @@ import psycopg2
 from psycopg2 import extensions
 from psycopg2.extensions import Notify, Xid
 
-from ..driver import driver_status
+from ..driver import StatusWord, driver_status
 from ..errors import COMMITTED, ROLLED_BACK, UNKNOWN, note_commit_outcome
 from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import hub
@@ -30,7 +30,7 @@ Characteristic = bool | Literal["default", b"default"] | None
 C = TypeVar("C", bound="GuardedConnection")
 
 
-def _guarded_attribute(name: str, check: Any = None) -> Any:
+def _guarded_attribute(name: str, check: Callable[[GuardedConnection, str], None] | None = None) -> Any:
     """psycopg2's attribute, its setter guarded; it is one of those that a pool puts back."""
     descriptor = getattr(_connection, name)
 
@@ -77,7 +77,7 @@ class GuardedConnection(_connection):
         return Blocks()
 
     @functools.cached_property
-    def _status_word(self) -> Any:
+    def _status_word(self) -> StatusWord | None:
         """psycopg2's `status`, to be written; None where that isn't possible: see driver.py."""
         return driver_status.word_of(self)
 

@@ -17,7 +17,7 @@ import psycopg2
 from psycopg2 import extensions, sql
 
 from .. import libpq
-from ..driver import driver_status
+from ..driver import StatusWord, driver_status
 from .guarded_connection import GuardedConnection
 from .guarded_cursor import GuardedCursor, Params, Query
 from .server_errors import renumbered, text_codec
@@ -146,7 +146,7 @@ def begin_of(conn: GuardedConnection) -> bytes:
     )
 
 
-def _prove_status(conn: GuardedConnection, cur: GuardedCursor, query: Query, vars: Params, word: Any) -> None:
+def _prove_status(conn: GuardedConnection, cur: GuardedCursor, query: Query, vars: Params, word: StatusWord) -> None:
     """psycopg2 begins by itself once, to see whether its status is where it is thought to be."""
     try:
         _execute(cur, query, vars)

@@ -111,7 +111,8 @@ class PoolClosed(psycopg2.OperationalError):
 
 
 class PoolTimeout(psycopg2.OperationalError):
-    """No connection became free in time. The text says what the pool's connections were doing.
+    """No connection became free in time. The text says what the pool's connections were doing; if connecting
+    failed, the last error is the `__cause__`.
 
     Fields: `size`, how many there are; `lent`, how many of them are lent; `waiting`, how many requests still wait.
     """

@@ -72,6 +72,7 @@ class ManagedPool(Generic[ConnT]):
     max_idle = _Option[float]()
     reconnect_timeout = _Option[float]()
     num_workers = _Option[int]()
+    fail_fast = _Option[FailFast]()
     check_idle = _Option[float]()
     statement_deadline = _Option[float | None]()
     leak_after = _Option[float | None]()
@@ -250,10 +251,12 @@ class ManagedPool(Generic[ConnT]):
 
     @property
     def min_size(self) -> int:
+        """So many connections are kept open."""
         return self._core.ledger.min_size
 
     @property
     def max_size(self) -> int:
+        """There are never more connections."""
         return self._core.ledger.max_size
 
     def get_stats(self) -> dict[str, int]:

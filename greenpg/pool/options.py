@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     #: The class of a pool's connections.
-    ConnT = TypeVar("ConnT", bound=extensions.connection, default=Connection)
+    ConnT = TypeVar("ConnT", bound=extensions.connection, default=Connection, covariant=True)  # noqa: PLC0105
 else:
     from typing import TypeVar
 
-    ConnT = TypeVar("ConnT", bound=extensions.connection)
+    ConnT = TypeVar("ConnT", bound=extensions.connection, covariant=True)  # noqa: PLC0105
 
 Conninfo = str | Callable[[], str]
 ConnectKwargs = Mapping[str, Any] | Callable[[], Mapping[str, Any]]

@@ -96,7 +96,9 @@ class ConnectionPool(ManagedPool[ConnT]):
     def cursor(
         self, cursor_factory: Callable[..., AnyCursor], *, timeout: float | None = None
     ) -> CursorContext[AnyCursor]: ...
-    def cursor(self, cursor_factory: Any = None, *, timeout: float | None = None) -> CursorContext[Any]:
+    def cursor(
+        self, cursor_factory: CursorFactory | None = None, *, timeout: float | None = None
+    ) -> CursorContext[Any]:
         """`with pool.cursor() as cur:` lends a cursor in a transaction of its own: commit at the end of the block,
         rollback if it raises. Suspends as `connection()` does.
         """
@@ -143,7 +145,12 @@ class ConnectionPool(ManagedPool[ConnT]):
         self, query: Query, vars: Params = None, *, cursor_factory: CursorFactory, timeout: float | None = None
     ) -> Any: ...
     def fetchone(
-        self, query: Query, vars: Params = None, *, cursor_factory: Any = None, timeout: float | None = None
+        self,
+        query: Query,
+        vars: Params = None,
+        *,
+        cursor_factory: CursorFactory | None = None,
+        timeout: float | None = None,
     ) -> Any:
         """The first row of a statement that is committed by itself, None if there is none. One round trip. Suspends."""
         return run_one_shot(self._core, query, vars, _FETCHONE, cursor_factory, timeout)
@@ -157,7 +164,12 @@ class ConnectionPool(ManagedPool[ConnT]):
         self, query: Query, vars: Params = None, *, cursor_factory: CursorFactory, timeout: float | None = None
     ) -> list[Any]: ...
     def fetchall(
-        self, query: Query, vars: Params = None, *, cursor_factory: Any = None, timeout: float | None = None
+        self,
+        query: Query,
+        vars: Params = None,
+        *,
+        cursor_factory: CursorFactory | None = None,
+        timeout: float | None = None,
     ) -> list[Any]:
         """All rows of a statement that is committed by itself. One round trip. Suspends."""
         return run_one_shot(self._core, query, vars, _FETCHALL, cursor_factory, timeout)
@@ -192,7 +204,7 @@ class ConnectionPool(ManagedPool[ConnT]):
         args: Params = None,
         *,
         chunk_size: int = 2000,
-        cursor_factory: Any = None,
+        cursor_factory: CursorFactory | None = None,
         timeout: float | None = None,
     ) -> Stream[Any]:
         """`for row in pool.stream(sql, args):` the rows of a big result, fetched `chunk_size` at a time through a

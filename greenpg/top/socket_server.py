@@ -103,9 +103,9 @@ def serve_top(
     - `pools` (none: all that there are in the process, at each look).
     - `statements` (False): whether the texts of statements may be shown.
 
-    Takes a sample of each pool once a second, and serves in tasks of its own, until `close()` or the end of the process;
-    call it in each worker, after the fork. Doesn't suspend. Raises OSError if the socket can't be made, RuntimeError if
-    another program serves at that path, or if the program's sockets would block its loop.
+    Takes a sample of each pool once a second, and serves in tasks of its own, until `close()` or the end of the
+    process; call it in each worker, after the fork. Doesn't suspend. Raises OSError if the socket can't be made,
+    RuntimeError if another program serves at that path, or if the program's sockets would block its loop.
     """
     if not hub().is_monkey_patched():
         raise RuntimeError(f"serve_top() needs sockets that {hub().name} has monkey-patched: they'd block the loop")

@@ -1,4 +1,5 @@
 """One mistake in each line with the mark: type checkers must find each of them, and nothing else. Never run."""
+# ruff: noqa: B018
 
 from __future__ import annotations
 

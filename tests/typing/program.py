@@ -1,4 +1,5 @@
 """Uses every public name of greenpg. Type checkers must find nothing in it, and it must run: tests/test_types.py."""
+# ruff: noqa: PT017
 
 from __future__ import annotations
 
@@ -331,6 +332,7 @@ def pools(dsn: str) -> None:
     looking_after(made)
     with ConnectionPool(dsn, connection_class=Audited, min_size=0, max_size=1) as audited:
         assert_type(audited, ConnectionPool[Audited])
+        lending(audited)
         with audited.connection() as conn:
             conn.who()
         with audited.transaction() as conn:

@@ -58,8 +58,8 @@ def connect(
 ) -> AnyConnection: ...
 def connect(
     dsn: str | None = None,
-    connection_factory: Any = None,
-    cursor_factory: Any = None,
+    connection_factory: Callable[..., extensions.connection] | None = None,
+    cursor_factory: CursorFactory | None = None,
     *,
     total_connect_timeout: float | None = None,
     **kwargs: Any,
