@@ -16,12 +16,13 @@ _PATIENCE = 2.0
 _MOST_SESSIONS = 200
 _LONGEST_STATEMENT = 300
 
-_ASK = f"""\
+# The BEGIN that rides in front of a statement (connection/lazy_begin.py) is not shown.
+_ASK = rf"""
 SELECT a.pid, a.application_name, a.state, a.wait_event_type, a.wait_event,
     extract(epoch FROM clock_timestamp() - a.xact_start)::float8,
     extract(epoch FROM clock_timestamp() - a.state_change)::float8,
     pg_catalog.pg_blocking_pids(a.pid),
-    CASE WHEN %s THEN left(a.query, {_LONGEST_STATEMENT}) END
+    CASE WHEN %s THEN left(regexp_replace(a.query, '^BEGIN[^;\n]*;\n', ''), {_LONGEST_STATEMENT}) END
 FROM pg_catalog.pg_stat_activity a
 WHERE a.datname = current_database() AND a.backend_type = 'client backend' AND a.pid <> pg_backend_pid()
 ORDER BY cardinality(pg_catalog.pg_blocking_pids(a.pid)) DESC, a.xact_start NULLS LAST, a.pid

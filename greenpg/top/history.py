@@ -13,7 +13,7 @@ from ..pool.pool import ConnectionPool
 #: Seconds between samples, how many are kept, and how long they're taken after the last look.
 INTERVAL = 1.0
 LENGTH = 300
-_ABANDONED = 120.0
+_ABANDONED = 3600.0
 
 PERCENTILES = (50, 95, 99)
 

@@ -98,7 +98,7 @@ def _pool_lines(pool: dict[str, Any], width: int, paint: Any) -> Iterator[str]:
     troubles = [f"{count} {name}" for name, count in pool["counters"].items() if count and name not in _NO_TROUBLE]
     if troubles:
         yield paint(_cut("  " + ", ".join(troubles), width), _RED)
-    room = max(width - 44, 10)
+    room = max(width - 56, 10)
     yield _cut(f"  in use   {_sparkline([s['used'] for s in history], room)}", width)
     yield _cut(f"  waiting  {_sparkline([s['waiting'] for s in history], room)}", width)
     for name, title in (("wait_ms", "waited"), ("hold_ms", "held")):

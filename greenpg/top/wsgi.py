@@ -27,8 +27,9 @@ class TopApp:
     - `token`: 16 characters or more. The page is at `/greenpg/?token=...`; other requests get 403.
     - `pools` (none: all that there are in the process). `statements` (False): whether statements' texts are shown.
 
-    It only reads, and shows the worker that happens to answer. Its requests suspend as others do; the server's view
-    takes a connection of its own for a moment. Raises ValueError for a token that is too short.
+    It only reads, and shows the worker that happens to answer; its plots begin with the first look of an hour. Its
+    requests suspend as others do; the server's view takes a connection of its own for a moment. Raises ValueError for a
+    token that is too short.
     """
 
     def __init__(self, *pools: ConnectionPool, token: str, statements: bool = False) -> None:
