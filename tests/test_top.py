@@ -86,6 +86,7 @@ def test_the_servers_view(make_pool, admin):
         assert session["statement"] == "UPDATE top_locks SET n = 3" and session["wait_type"] == "Lock"
         (server,) = secret.look()["servers"]
         assert server["pools"] == ["shop"] and server["error"] is None
+        assert [s["pid"] for s in server["sessions"][:2]] == [c.info.backend_pid for c in (first, second)], "who blocks"
         assert all(session["statement"] is None for session in server["sessions"]), "no text unless asked for"
         first.rollback()
         task.join()

@@ -25,7 +25,7 @@ SELECT a.pid, a.application_name, a.state, a.wait_event_type, a.wait_event,
     CASE WHEN %s THEN left(regexp_replace(a.query, '^BEGIN[^;\n]*;\n', ''), {_LONGEST_STATEMENT}) END
 FROM pg_catalog.pg_stat_activity a
 WHERE a.datname = current_database() AND a.backend_type = 'client backend' AND a.pid <> pg_backend_pid()
-ORDER BY cardinality(pg_catalog.pg_blocking_pids(a.pid)) DESC, a.xact_start NULLS LAST, a.pid
+ORDER BY a.xact_start NULLS LAST, a.pid
 LIMIT {_MOST_SESSIONS}"""
 _NAMES = ("pid", "application", "state", "wait_type", "wait", "transaction_seconds", "state_seconds", "blocked_by")
 
@@ -55,7 +55,18 @@ def _ask(dsn: str, statements: bool) -> dict[str, Any]:
             conn.close()
     except psycopg2.Error as error:
         return {"error": str(error).strip(), "sessions": []}
-    return {"error": None, "sessions": [_session(row) for row in rows]}
+    return {"error": None, "sessions": _sorted([_session(row) for row in rows])}
+
+
+def _sorted(sessions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Who blocks others and isn't blocked first, then those who wait for locks, the first ones first."""
+    blocking = {pid for session in sessions for pid in session["blocked_by"]}
+
+    def rank(session: dict[str, Any]) -> tuple[bool, int]:
+        is_involved = session["blocked_by"] or session["pid"] in blocking
+        return not is_involved, len(session["blocked_by"])
+
+    return sorted(sessions, key=rank)
 
 
 def _session(row: tuple[Any, ...]) -> dict[str, Any]:

@@ -128,7 +128,8 @@ def _server_lines(server: dict[str, Any], width: int, paint: Any) -> Iterator[st
         waits = (
             f"{session['wait_type']}: {session['wait']}" if session["state"] == "active" and session["wait"] else "-"
         )
-        blockers = ", ".join(map(str, session["blocked_by"]))
+        pids = session["blocked_by"]
+        blockers = str(pids[0]) + (f" +{len(pids) - 1}" if len(pids) > 1 else "") if pids else ""
         statement = " ".join((session["statement"] or session["application"] or "").split())
         line = (
             f"  {session['pid']:8}  {session['state'] or '-':20} {session['state_seconds'] or 0:8.1f} s  {waits:22} "
