@@ -119,8 +119,8 @@ BENCHMARK = Benchmark(
     title="What being seen costs",
     description=(
         "greenpg's pool alone, with `on_event` for rare events and for all, with the Prometheus collector without and "
-        "with `statements=True`, with `instrument()` for OpenTelemetry without an SDK and with one whose exporter drops "
-        "all spans, and with `serve_top()`. 100 tasks on 10 connections, one statement or five in a transaction; "
+        "with `statements=True`, with `instrument()` for OpenTelemetry without an SDK and with one whose exporter "
+        "drops all spans, and with `serve_top()`. 100 tasks on 10 connections, one statement or five in a transaction; "
         "`acquire and release` is one task by itself."
     ),
     peers={name: partial(measure, name) for name in WAYS},
