@@ -27,7 +27,6 @@ from .connection.sql_log import SqlLog
 from .connection.tracing import TraceEvent, Tracer
 from .connection.transaction import Rollback, Transaction
 from .connection.wait_callback import wait
-from .diagnosis.doctor import doctor
 from .errors import ListenerClosed, PoolClosed, PoolTimeout, TooManyRequests, WaitTimeout
 from .pool.null_pool import NullConnectionPool
 from .pool.pool import ConnectionPool
@@ -36,10 +35,11 @@ from .shared.listener import Listener
 from .shared.mailbox import Gap
 from .shared.shared_connection import SharedConnection
 from .shared.subscription import Subscription
-from .top.socket_server import serve_top
 
 if TYPE_CHECKING:
     from . import embedded
+    from .diagnosis.doctor import doctor
+    from .top.socket_server import serve_top
 
 __all__ = [
     "Connection",
@@ -86,9 +86,17 @@ del _name, _public
 if not TYPE_CHECKING:  # to a type checker it would be a promise that every name is there
 
     def __getattr__(name: str) -> object:
-        """`greenpg.embedded`, imported when it is first used: most programs never do."""
+        """What most programs never use is imported when it is used first."""
         if name == "embedded":
             import greenpg.embedded
 
             return greenpg.embedded
+        if name == "doctor":
+            from .diagnosis.doctor import doctor
+
+            return doctor
+        if name == "serve_top":
+            from .top.socket_server import serve_top
+
+            return serve_top
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -166,6 +166,13 @@ def _look_at_pgbouncer(mode, good_server, tmp_path):
     assert facts["pooler"] == f"yes, lending for each {mode}"
 
 
+def test_what_was_imported_before_the_patching(good_server):
+    report, _, _ = run("--app", "right_gevent", dsn=good_server.dsn)
+    assert "greenpg" not in report["facts"]["imported_before_patching"]
+    report, _, _ = run("--app", "wrong_preload", "--config", "preload_conf.py", dsn=good_server.dsn)
+    assert {"greenpg", "psycopg2", "wrong_preload"} <= set(report["facts"]["imported_before_patching"])
+
+
 def test_wrong_arguments():
     for arguments, text in [
         (["--dsn", "nonsense nonsense"], "--dsn"),

@@ -23,6 +23,25 @@ class _Stub:
         return None
 
 
+class _ImportsBefore:
+    """Notes which modules are there when the first thing is found monkey-patched. An audit hook, for it alone is told
+    of imports without taking part in them."""
+
+    def __init__(self) -> None:
+        self.modules: list[str] | None = None
+
+    def __call__(self, event: str, args: object) -> None:
+        if event == "import" and self.modules is None:
+            monkey, patcher = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
+            if getattr(monkey, "saved", None) or getattr(patcher, "already_patched", None):
+                self.modules = list(sys.modules)
+
+
+def _top_level(modules: "list[str]") -> "list[str]":
+    """Without Python's own, in the order of their import."""
+    return [name for name in modules if "." not in name and name not in sys.stdlib_module_names and name[0] != "_"]
+
+
 def _monkey_patch(worker_class: str) -> None:
     """As gunicorn's worker of that class does before it imports the app."""
     if "gevent" in worker_class:
@@ -71,20 +90,24 @@ def main() -> None:
     os.dup2(2, 1)  # what the program prints is not the report
     failure = None
     number = None
+    before = _ImportsBefore()
+    sys.addaudithook(before)
     try:
         number = _bring_up(app, config, worker_class, workers)
     except BaseException as error:
         import traceback
 
         failure = (traceback.format_exception_only(error)[-1].strip(), traceback.format_exc())
-    imported = [name for name in sys.modules if "." not in name and name not in sys.stdlib_module_names]
+    imported = _top_level(list(sys.modules))
     import json
 
     import greenpg
     from greenpg.diagnosis.findings import ERROR, Finding
 
     report = greenpg.doctor(dsn or None, workers=number, seconds=float(seconds))
-    report.facts["imported"] = sorted(name for name in imported if not name.startswith("_"))
+    report.facts["imported"] = imported
+    if before.modules is not None:
+        report.facts["imported_before_patching"] = _top_level(before.modules)
     if failure is not None:
         print(failure[1], file=sys.stderr)
         report.findings.insert(
