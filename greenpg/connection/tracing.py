@@ -76,7 +76,7 @@ class TraceEvent:
         self.started_at = time.time()
         self._clock = time.perf_counter()
 
-    def ended(self, error: BaseException | None, seconds: float | None) -> None:
+    def _ended(self, error: BaseException | None, seconds: float | None) -> None:
         self.error = error
         self.seconds = time.perf_counter() - self._clock if seconds is None else seconds
 
@@ -166,7 +166,7 @@ class Tracing:
 
     def end(self, event: TraceEvent, error: BaseException | None = None, seconds: float | None = None) -> None:
         """It has ended. `seconds`: None, to be measured since its begin."""
-        event.ended(error, seconds)
+        event._ended(error, seconds)
         for tracer in self._by_event[event.name]:
             _call(tracer.end, event)
 
