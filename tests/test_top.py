@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import re
+import select
 import shutil
 import socket
 import stat
@@ -173,6 +175,37 @@ with pool.connection():
 """
 
 
+def watch_in_a_terminal(path, environment):
+    """`greenpg top`, in a terminal of its own, with the keys s and q."""
+    terminal, inner = pty.openpty()
+    command = [sys.executable, "-m", "greenpg", "top", str(path), "--interval", "0.2"]
+    shown = b""
+
+    def wait_for(text):
+        nonlocal shown
+        until = time.monotonic() + 30
+        while text not in shown:
+            ready, _, _ = select.select([terminal], [], [], 0.1)
+            shown += os.read(terminal, 65536) if ready else b""
+            assert time.monotonic() < until, shown
+
+    watching = subprocess.Popen(command, env=environment, stdin=inner, stdout=inner, stderr=inner)
+    try:
+        os.close(inner)
+        wait_for(b"1 of 2 in use")
+        assert b"<string>" not in shown
+        os.write(terminal, b"s")
+        wait_for(b"<string>")
+        os.write(terminal, b"q")
+        wait_for(b"\x1b[?1049l")  # the terminal has its own screen back
+        assert watching.wait(30) == 0
+    finally:
+        watching.kill()
+        watching.wait()
+        os.close(terminal)
+    assert b"Traceback" not in shown
+
+
 @pytest.mark.only_hub("threads")
 def test_the_command(dsn, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": str(tmp_path)}
@@ -204,6 +237,7 @@ def test_the_command(dsn, tmp_path):
         assert "shop: 1 of 2 in use" in done.stdout and 'File "<string>", line 9' in done.stdout
         data = json.loads(top("--json", str(path)).stdout)
         assert data["pools"][0]["holders"][0]["task"] == "thread 'MainThread'"
+        watch_in_a_terminal(path, environment)
     finally:
         program.stdin.close()
         program.wait(30)
