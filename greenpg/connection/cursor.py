@@ -7,6 +7,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
+from ..driver import set_rowcount
 from ..errors.sqlstate import name_by_sqlstate
 from .bulk.copy import Copy
 from .bulk.copy_channel import end_stray_copy
@@ -39,7 +40,8 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
     #: (the message that was sent, how many bytes of it aren't the user's): see lazy_begin.py.
     _prefixed: tuple[bytes, int] | None = None
 
-    #: (the query, row count and status) of the last `copy()` block or `executemany()`: psycopg2 saw a part of it only.
+    #: (the query, row count and status) of the last `copy()` block, or of an `executemany()` whose row count can't be
+    #: written: psycopg2 saw a part of it only.
     _copied: tuple[Any, int, str | None] | None = None
 
     # Calls go to psycopg2's C class directly: this class always stands just above it (see composing.py).
@@ -105,7 +107,8 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
         return self if _rowcount(self) < BIG_ROWS else iterate_in_turns(self)
 
     def _note_rowcount(self, rowcount: int) -> None:
-        self._copied = (_query(self), rowcount, _statusmessage(self))
+        if not set_rowcount(self, rowcount):
+            self._copied = (_query(self), rowcount, _statusmessage(self))
 
     def _note_copy(self, rowcount: int, statusmessage: str) -> None:
         self._copied = (_query(self), rowcount, statusmessage)

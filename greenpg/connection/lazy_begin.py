@@ -110,12 +110,16 @@ def _merged(conn: Any, cur: Any, query: Any, vars: Any) -> bytes | None:
     except BaseException as error:
         if isinstance(error, UnicodeEncodeError) and error.object is query:
             raise
-        # What execute() does to the cursor before it comes to the arguments.
-        try:
-            _execute(cur, b"%s", (_Unadaptable(),))
-        except psycopg2.Error:
-            pass
+        show_refused(cur)
         raise
+
+
+def show_refused(cur: Any) -> None:
+    """Do what execute() does to the cursor before it refuses the arguments. Doesn't suspend."""
+    try:
+        _execute(cur, b"%s", (_Unadaptable(),))
+    except psycopg2.Error:
+        pass
 
 
 def _has_run_nothing(conn: Any, error: BaseException) -> bool:

@@ -388,7 +388,7 @@ class Session:
             type_code = value.type_code if value.type_code < _FIRST_USER_OID else "user"
             return repr((value.name, type_code, *value[2:7], bool(value.table_oid), value.table_column))
         if isinstance(value, extensions.cursor | extensions.connection | extensions.lobject):
-            names = [name for name, thing in self._namespace.items() if thing is value]
+            names = [name for name, thing in self._namespace.items() if thing is value and name != "it"]
             return f"<{_class_name(value)} {names}>"
         if isinstance(value, dict):
             items = ", ".join(f"{self.show(key)}: {self.show(item)}" for key, item in value.items())

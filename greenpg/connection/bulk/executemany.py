@@ -8,6 +8,7 @@ libpq directly, result by result, so that each row's count, and the row that fai
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import psycopg2
@@ -18,6 +19,7 @@ from ...errors import ConnectionInUse, is_interruption
 from ...hubs import hub
 from ..gate import Occupant
 from ..interrupting import cut_off, note_first
+from ..lazy_begin import show_refused
 from ..server_errors import text_codec
 from .channel import ConnectionLost
 from .copy_channel import end_stray_copy
@@ -32,6 +34,7 @@ _mogrify: Any = _cursor.mogrify
 _rowcount: Any = _cursor.rowcount.__get__
 _IDLE = extensions.TRANSACTION_STATUS_IDLE
 _INTRANS = extensions.TRANSACTION_STATUS_INTRANS
+_INERROR = extensions.TRANSACTION_STATUS_INERROR
 _ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
 
 #: A page is sent when it has so many rows, or so many bytes.
@@ -45,13 +48,13 @@ def run_pages(cursor: Any, query: Any, vars_list: Iterable[Any]) -> None:
     If there is none after the first row, that is in autocommit, the others go one by one as well.
     """
     conn = cursor.connection
-    rows = iter(vars_list)
     call = _Call(cursor, query)
-    for row in rows:
-        call.execute_alone((row,))
-        break
-    else:
-        call.execute_alone(())  # psycopg2 looks at the cursor's state and does nothing
+    try:
+        rows = iter(vars_list)
+    except TypeError:
+        return call.pass_on(vars_list)
+    call.execute_alone(islice(rows, 1))  # psycopg2 looks at the cursor's state before it asks for a row
+    if not call.done:
         return
     statement = None
     if conn.get_transaction_status() == _INTRANS:
@@ -61,7 +64,7 @@ def run_pages(cursor: Any, query: Any, vars_list: Iterable[Any]) -> None:
     else:
         # A generator is only asked for rows while nothing is under way: it may wait for other tasks that need them.
         _Pages(call, statement, rows, in_advance=isinstance(vars_list, list | tuple)).run()
-    cursor._note_rowcount(call.rowcount)
+    call.show_sum()
 
 
 def _joinable(query: Any, conn: Any, cursor: Any) -> bytes | None:
@@ -91,6 +94,10 @@ class _Call:
         """psycopg2's way: a round trip for each row."""
         self._run(rows, lambda counted: _executemany(self.cursor, self._query, counted))
 
+    def pass_on(self, vars_list: Any) -> None:
+        """Arguments that psycopg2 is going to refuse."""
+        self._run((), lambda _: _executemany(self.cursor, self._query, vars_list))
+
     def execute_statement(self, statement: bytes) -> None:
         """The same for a row whose statement is made already."""
         self._run(((),), lambda counted: [_execute(self.cursor, statement) for _ in counted])
@@ -100,17 +107,23 @@ class _Call:
         gate = conn._gate
         outer_call = gate.enter("executemany")
         begun = 0
+        is_asking = False  # the rows' iterator for the next one
 
         def counted() -> Iterator[Any]:
-            nonlocal begun
+            nonlocal begun, is_asking
+            is_asking = True
             for row in rows:
                 begun += 1
+                is_asking = False
                 yield row
+                is_asking = True
 
         try:
             execute(counted())
         except Exception as error:
-            if begun and gate.interruption is None:
+            if is_asking:
+                self.show_sum()
+            elif begun and gate.interruption is None:
                 note_row(error, self.done + begun - 1)
             if isinstance(error, psycopg2.ProgrammingError):
                 end_stray_copy(conn, error)
@@ -120,6 +133,10 @@ class _Call:
         self.done += begun
         if begun:
             self.count(_rowcount(self.cursor))
+
+    def show_sum(self) -> None:
+        """The rows are through, for good or because their iterator has failed."""
+        self.cursor._note_rowcount(self.rowcount)
 
 
 class _Pages(Occupant):
@@ -145,6 +162,8 @@ class _Pages(Occupant):
         self._held_back: list[Any] = []
         #: The page that the server works on.
         self._flight: tuple[PageChannel, list[bytes]] | None = None
+        #: A row's arguments can't be merged into the statement.
+        self._is_refused = False
         #: What went wrong when the connection was brought to rest: the user's code may have caught it.
         self._failure: BaseException | None = None
 
@@ -156,6 +175,10 @@ class _Pages(Occupant):
             is_of_the_users_code = self._failure is None and isinstance(error, Exception) and not is_interruption(error)
             if is_of_the_users_code and not self._conn.closed:
                 self._settle()  # psycopg2 would have executed the rows before; if one of them fails, that came first
+                if self._is_refused:
+                    show_refused(self._cursor)
+                else:
+                    self._call.show_sum()
             elif self._flight is not None:
                 self._cancel(error)
             raise
@@ -175,6 +198,7 @@ class _Pages(Occupant):
             try:
                 mogrified = _mogrify(cursor, statement, held_back.pop())
             except Exception as error:
+                self._is_refused = True
                 if self._failure is None and not is_interruption(error):
                     under_way = 0 if self._flight is None else len(self._flight[1])
                     note_row(error, self._call.done + under_way + len(self._page))
@@ -279,7 +303,9 @@ class _Pages(Occupant):
                 call.count(rowcount)
             commands = len(channel.rowcounts)
             if failure is not None:
-                raise error_of_page(failure, page, commands, call.done, self._cursor)
+                error, statement = error_of_page(failure, page, commands, call.done, self._cursor)
+                self._show_failed(statement)
+                raise error
             if commands != len(page):
                 raise psycopg2.ProgrammingError(
                     f"rows {call.done} to {call.done + len(page) - 1} of executemany() were {commands} commands for "
@@ -290,6 +316,20 @@ class _Pages(Occupant):
         except BaseException as error:
             self._failure = error
             raise
+
+    def _show_failed(self, statement: bytes | None) -> None:
+        """Leave the cursor as psycopg2 would: the statement is refused now, and the cursor shows that it has failed."""
+        if statement is None or self._conn.closed or self._conn.get_transaction_status() != _INERROR:
+            return
+        self._gate.vacate(self)
+        outer_call = self._gate.enter("executemany")
+        try:
+            _execute(self._cursor, statement)
+        except psycopg2.Error as error:
+            if is_interruption(error):
+                raise
+        finally:
+            self._gate.leave(outer_call)
 
     def _wait(self, transfer: Callable[[], libpq.Result | None]) -> libpq.Result | None:
         """Send the page, or read its results, the first error if there is one. If it raises, the connection is at rest
