@@ -1,8 +1,8 @@
 """Floor 1: the places in psycopg2's own C structures that no Python attribute reaches. Nothing in here waits.
 
-`connection.status` and `cursor.rowcount`, read only in Python, are C numbers; their member descriptors tell where. The PGresult of an exception
-follows the three attributes of `psycopg2.Error` that have descriptors. Nothing is touched where a psycopg2 or a Python
-lays them out in another way: `unavailable()` says what was found then.
+`connection.status` and `cursor.rowcount`, read only in Python, are C numbers; their member descriptors tell where. The
+PGresult of an exception follows the three attributes of `psycopg2.Error` that have descriptors. Nothing is touched
+where a psycopg2 or a Python lays them out in another way: `DriverStatus.reason` says what was found then.
 """
 
 from __future__ import annotations

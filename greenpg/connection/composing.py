@@ -26,8 +26,9 @@ def compose(factory: Any, green: type) -> Any:
 
 def adopt(made: Any, green: type) -> None:
     """Give what a function has made the class that `compose()` would have, unless its class is C or has slots."""
-    composed = compose(type(made), green)
-    if composed is not type(made) and issubclass(composed, type(made)):
+    factory: Any = type(made)
+    composed = compose(factory, green)
+    if composed is not factory and issubclass(composed, factory):
         try:
             made.__class__ = composed
         except TypeError:

@@ -125,6 +125,10 @@ KNOWN = [
     Rule(
         "executemany() that is interrupted: the cursor shows the row before; to show the very row would take a round "
         "trip more, which nobody who interrupts wants to wait for",
-        lambda it: "executemany" in it.history and "kill(" in it.history and it.attribute in _OF_CURSORS,
+        lambda it: (
+            "executemany" in it.history
+            and "kill(" in it.history
+            and (it.attribute in _OF_CURSORS or ".scroll(" in it.step)
+        ),
     ),
 ]

@@ -450,7 +450,6 @@ _EXTRAS = [
 ]
 
 
-
 class _Maker:
     def __init__(self, seed):
         self.random = random.Random(seed)

@@ -15,6 +15,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from ... import libpq
+from ...driver import set_rowcount
 from ...errors import is_interruption
 from ...hubs import FdWaiter
 from ..cancel import shut_down
@@ -215,4 +216,6 @@ def _run(cursor: Any, name: str, sql: Any, file: Any, size: int) -> None:
         raise
     finally:
         gate.copying(None)
+        if gate.interruption is not None:
+            set_rowcount(cursor, -1)  # though all of the data may have come
         gate.leave(outer_call)

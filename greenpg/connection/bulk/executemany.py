@@ -22,16 +22,14 @@ from ..interrupting import cut_off, note_first
 from ..lazy_begin import show_refused
 from ..server_errors import text_codec
 from .channel import ConnectionLost
-from .copy_channel import end_stray_copy
 from .pacing import Pacer
 from .page_channel import PageChannel
+from .row_by_row import RowByRow
 from .row_errors import SEPARATOR, error_of_page, note_row
 
 _cursor = extensions.cursor
 _execute: Any = _cursor.execute
-_executemany: Any = _cursor.executemany
 _mogrify: Any = _cursor.mogrify
-_rowcount: Any = _cursor.rowcount.__get__
 _IDLE = extensions.TRANSACTION_STATUS_IDLE
 _INTRANS = extensions.TRANSACTION_STATUS_INTRANS
 _INERROR = extensions.TRANSACTION_STATUS_INERROR
@@ -48,7 +46,7 @@ def run_pages(cursor: Any, query: Any, vars_list: Iterable[Any]) -> None:
     If there is none after the first row, that is in autocommit, the others go one by one as well.
     """
     conn = cursor.connection
-    call = _Call(cursor, query)
+    call = RowByRow(cursor, query)
     try:
         rows = iter(vars_list)
     except TypeError:
@@ -76,69 +74,6 @@ def _joinable(query: Any, conn: Any, cursor: Any) -> bytes | None:
     return None if b";" in text else text
 
 
-class _Call:
-    """One `executemany()` under way: what it has done, and psycopg2's way of doing it."""
-
-    def __init__(self, cursor: Any, query: Any) -> None:
-        self.cursor = cursor
-        self.conn = cursor.connection
-        self._query = query
-        #: The sum; -1 when a row's count is.
-        self.rowcount = 0
-        self.done = 0  # rows
-
-    def count(self, rowcount: int) -> None:
-        self.rowcount = -1 if rowcount == -1 or self.rowcount == -1 else self.rowcount + rowcount
-
-    def execute_alone(self, rows: Iterable[Any]) -> None:
-        """psycopg2's way: a round trip for each row."""
-        self._run(rows, lambda counted: _executemany(self.cursor, self._query, counted))
-
-    def pass_on(self, vars_list: Any) -> None:
-        """Arguments that psycopg2 is going to refuse."""
-        self._run((), lambda _: _executemany(self.cursor, self._query, vars_list))
-
-    def execute_statement(self, statement: bytes) -> None:
-        """The same for a row whose statement is made already."""
-        self._run(((),), lambda counted: [_execute(self.cursor, statement) for _ in counted])
-
-    def _run(self, rows: Iterable[Any], execute: Callable[[Iterator[Any]], object]) -> None:
-        conn = self.conn
-        gate = conn._gate
-        outer_call = gate.enter("executemany")
-        begun = 0
-        is_asking = False  # the rows' iterator for the next one
-
-        def counted() -> Iterator[Any]:
-            nonlocal begun, is_asking
-            is_asking = True
-            for row in rows:
-                begun += 1
-                is_asking = False
-                yield row
-                is_asking = True
-
-        try:
-            execute(counted())
-        except Exception as error:
-            if is_asking:
-                self.show_sum()
-            elif begun and gate.interruption is None:
-                note_row(error, self.done + begun - 1)
-            if isinstance(error, psycopg2.ProgrammingError):
-                end_stray_copy(conn, error)
-            raise
-        finally:
-            gate.leave(outer_call)
-        self.done += begun
-        if begun:
-            self.count(_rowcount(self.cursor))
-
-    def show_sum(self) -> None:
-        """The rows are through, for good or because their iterator has failed."""
-        self.cursor._note_rowcount(self.rowcount)
-
-
 class _Pages(Occupant):
     """Makes statements of the rows, and sends them by pages.
 
@@ -146,7 +81,7 @@ class _Pages(Occupant):
     Then it is brought to rest first, and as psycopg2 would have it: all rows before have been executed.
     """
 
-    def __init__(self, call: _Call, statement: bytes, rows: Iterator[Any], *, in_advance: bool) -> None:
+    def __init__(self, call: RowByRow, statement: bytes, rows: Iterator[Any], *, in_advance: bool) -> None:
         self._call = call
         self._cursor = call.cursor
         self._conn = call.conn
