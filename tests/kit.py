@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
+from greenpg.driver import driver_status
 from greenpg.hubs import hub
+
+#: For tests that count round trips, or show what rides.
+needs_riding = pytest.mark.skipif(driver_status.reason is not None, reason=str(driver_status.reason))
 
 
 class Killed(BaseException):

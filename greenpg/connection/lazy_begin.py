@@ -174,7 +174,7 @@ def execute_alone(conn: Any, cur: Any, query: Any, vars: Any) -> None:
         return cur.execute(query, vars)  # type: ignore[no-any-return]
     word = conn._status_word
     if word is None or not driver_status.is_proven:
-        conn._set_session(autocommit=True)
+        conn.set_session(autocommit=True)  # a pool puts it back if the statement has begun a transaction
         try:
             cur.execute(query, vars)
         finally:

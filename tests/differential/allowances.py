@@ -68,6 +68,10 @@ MEANT = [
         lambda it: it.key == "raises.cause" and it.theirs == NOTHING,
     ),
     Rule(
+        "libpq keeps the last error of a large object that it couldn't read from a file",
+        lambda it: "error_message" in it.step and "could not open file" in str(it.theirs),
+    ),
+    Rule(
         "a lost connection has many words, and libpq's blocking functions have others",
         lambda it: (
             it.key in ("raises.str", "raises.args", "raises.pgerror", "raises.pgcode")

@@ -376,12 +376,11 @@ class Session:
             return repr(value)
         if isinstance(value, int):
             return repr(int(value))
-        if isinstance(value, str | bytes) and len(value) > _LONGEST:
-            return f"{value[:50]!r}... of {len(value)}: {hash_of(value)}"
-        if isinstance(value, str):
-            return repr(self._own_names.sub(self._own_name, value))
         if isinstance(value, bytes):
-            return "b" + repr(self._own_names.sub(self._own_name, value.decode("latin1")))
+            return "b" + self.show(value.decode("latin1"))
+        if isinstance(value, str):
+            text = self._own_names.sub(self._own_name, value)
+            return repr(text) if len(text) <= _LONGEST else f"{text[:50]!r}... of {len(text)}: {hash_of(text)}"
         if isinstance(value, memoryview):
             return f"memoryview({bytes(value)!r})"
         if isinstance(value, extensions.Column):
