@@ -68,6 +68,14 @@ MEANT = [
         lambda it: it.key == "raises.cause" and it.theirs == NOTHING,
     ),
     Rule(
+        "a connection in one of greenpg's blocks shows STATUS_BEGIN before the first statement",
+        lambda it: it.key == "conn.status" and it.theirs == 1 and it.ours == 2 and "transaction(conn)" in it.step,
+    ),
+    Rule(
+        "greenpg's blocks have words of their own",
+        lambda it: it.key in ("raises.str", "raises.args") and "the transaction was in error, so" in it.error_text,
+    ),
+    Rule(
         "libpq keeps the last error of a large object that it couldn't read from a file",
         lambda it: "error_message" in it.step and "could not open file" in str(it.theirs),
     ),
@@ -132,7 +140,7 @@ KNOWN = [
         lambda it: (
             "executemany" in it.history
             and "kill(" in it.history
-            and (it.attribute in _OF_CURSORS or ".scroll(" in it.step)
+            and (it.attribute in (*_OF_CURSORS, "log") or ".scroll(" in it.step)
         ),
     ),
 ]

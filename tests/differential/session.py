@@ -15,6 +15,8 @@ import zlib
 import psycopg2
 from psycopg2 import extensions, extras, sql
 
+from .blocks import PlainBlocks
+
 SCHEMA = """
 CREATE SEQUENCE s;
 CREATE TABLE t (id int PRIMARY KEY, v text CHECK (v <> 'bad'), n int DEFAULT nextval('s'));
@@ -142,7 +144,9 @@ class BadFile(io.StringIO):
 
 
 class Side:
-    """What differs between the two: how a task is run beside, and how a statement is interrupted."""
+    """What differs between the two: how a task is run beside, how a statement is interrupted, and greenpg's blocks."""
+
+    blocks = PlainBlocks
 
     def run_beside(self, function):
         """Begins the function; what is returned waits for its end."""
@@ -198,8 +202,12 @@ class Session:
         self._log = io.StringIO()
         self._notes = []
         seen = []
+        blocks = self._side.blocks(self._dsn)
         self._namespace = namespace = {
             **_HELPERS,
+            "transaction": blocks.transaction,
+            "lent": blocks.lent,
+            "notify": self._notify,
             "see": self._see,
             "tell": lambda value: self._note({"told": self.show(value)}),
             "kill": self._kill,
@@ -220,6 +228,7 @@ class Session:
         closing = self._tried(conn.close) if isinstance(conn, extensions.connection) else None
         namespace.clear()
         self._namespace = None
+        blocks.close()
         left = self._look()
         if left != self._pristine:
             self._clean()
@@ -305,6 +314,11 @@ class Session:
                 if not cur.rowcount:
                     break
                 time.sleep(0.001)
+
+    def _notify(self, payload):
+        """By another connection."""
+        with self._observer.cursor() as cur:
+            cur.execute("SELECT pg_notify('chan', %s)", (payload,))
 
     def _recover(self):
         return sorted(str(xid) for xid in self._namespace["conn"].tpc_recover() if xid.database == self._database)
