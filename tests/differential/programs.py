@@ -453,6 +453,7 @@ _EXTRAS = [
 _NOT_INSIDE = [
     *("conn.commit", "conn.rollback", "conn.autocommit", "conn.set_", "conn.tpc", "conn.reset", "conn.isolation_level"),
     *("conn.readonly", "conn.deferrable"),
+    *("get_oids", "register_composite"),  # roll back, unless the connection's status says that they may not
 ]
 
 
