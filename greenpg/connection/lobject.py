@@ -144,9 +144,13 @@ class LargeObject(_lobject):
         fd = self._call("lo_open(%s::oid, %s)", self._oid, _INV_READ)
         try:
             file = _open_file(file_name, "wb")
-        except psycopg2.OperationalError:
-            self._call("lo_close(%s)", fd)
-            raise
+        except psycopg2.OperationalError as error:
+            try:
+                self._call("lo_close(%s)", fd)
+            except psycopg2.Error as second:
+                if is_interruption(second):
+                    raise
+            raise error
         with file:
             while data := bytes(self._call("loread(%s, %s)", fd, CHUNK_BYTES)):
                 file.write(data)

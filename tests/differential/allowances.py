@@ -102,6 +102,10 @@ MEANT = [
         lambda it: it.key == "conn.notices" and "transaction in progress" in str(it.ours),
     ),
     Rule(
+        "blocking psycopg2 leaves a notification that comes with a COMMIT for its next execute()",
+        lambda it: it.key == "conn.notifies" and it.ours[: len(it.theirs)] == it.theirs,
+    ),
+    Rule(
         "of a COPY and another command in one copy_expert() psycopg2 throws the other's result away",
         lambda it: "TO STDOUT; SELECT 1" in it.history,
         ends=True,
