@@ -106,6 +106,15 @@ MEANT = [
         lambda it: it.key == "conn.notifies" and it.ours[: len(it.theirs)] == it.theirs,
     ),
     Rule(
+        "after a failed executemany() libpq's last error is the one by which the cursor was made to show the row",
+        lambda it: "error_message" in it.step and "current transaction is aborted" in str(it.ours),
+    ),
+    Rule(
+        "psycopg2 reads nothing, without an error, from a large object whose transaction is prepared",
+        lambda it: ".read(" in it.step and "tpc_prepare" in it.history and it.ours == NOTHING,
+        ends=True,
+    ),
+    Rule(
         "of a COPY and another command in one copy_expert() psycopg2 throws the other's result away",
         lambda it: "TO STDOUT; SELECT 1" in it.history,
         ends=True,
