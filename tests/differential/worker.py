@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -39,6 +40,7 @@ def main():
         from .subject import GreenSide
 
         greenpg.patch(hub_name)
+        logging.getLogger("greenpg").setLevel(logging.ERROR)
     started = told = time.monotonic()
     with two_databases(dsn, token) as (theirs, ours):
         oracle = Oracle(theirs)
