@@ -55,7 +55,7 @@ class LargeObject(_lobject):
             self._oid, self._fd = self._row(opening, argument)
             return
         if self._conn.status == extensions.STATUS_READY:  # psycopg2 begins before it finds that there is no such file
-            self._cursor.execute("SELECT")
+            self._cursor.execute("SHOW server_version")
         with _open_file(new_file, "rb") as file:
             self._oid, self._fd = self._row(opening, argument)
             while data := file.read(CHUNK_BYTES):

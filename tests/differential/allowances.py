@@ -42,7 +42,10 @@ class Rule:
 
 def _adds_diagnostics(it):
     is_large = "lobject" in it.step or "l0." in it.step or "l1." in it.step
-    return is_large and it.key.startswith("raises.") and it.theirs in (None, "None", NOTHING)
+    is_exact = it.key in ("raises.class", "raises.str", "raises.args") and "LockNotAvailable" in str(
+        it.seen.get("raises.class")
+    )
+    return is_large and it.key.startswith("raises.") and (it.theirs in (None, "None", NOTHING) or is_exact)
 
 
 #: Meant: greenpg tells more than psycopg2, or works where psycopg2 is stuck.
@@ -77,7 +80,7 @@ MEANT = [
     Rule(
         "a lost connection has many words, and libpq's blocking functions have others",
         lambda it: (
-            it.key in ("raises.str", "raises.args", "raises.pgerror", "raises.pgcode")
+            (it.key in ("raises.str", "raises.args", "raises.pgerror", "raises.pgcode") or "error_message" in it.step)
             and it.seen.get("conn.closed") == 2
         ),
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import logging
 import os
 import signal
 import sys
@@ -40,7 +39,6 @@ def main():
         from .subject import GreenSide
 
         greenpg.patch(hub_name)
-        logging.getLogger("greenpg").setLevel(logging.ERROR)
     started = told = time.monotonic()
     with two_databases(dsn, token) as (theirs, ours):
         oracle = Oracle(theirs)
