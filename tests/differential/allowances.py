@@ -118,6 +118,10 @@ MEANT = [
         ends=True,
     ),
     Rule(
+        "unlink() of a large object whose connection is closed: psycopg2 leaves it to libpq to find out",
+        lambda it: ".unlink()" in it.step and it.error_text == "'connection already closed'",
+    ),
+    Rule(
         "of a COPY and another command in one copy_expert() psycopg2 throws the other's result away",
         lambda it: "TO STDOUT; SELECT 1" in it.history,
         ends=True,
