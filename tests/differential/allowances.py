@@ -122,6 +122,11 @@ MEANT = [
         lambda it: ".unlink()" in it.step and it.error_text == "'connection already closed'",
     ),
     Rule(
+        "a pool discards a connection whose server says that it is read-only: it may be a standby now",
+        lambda it: "lent()" in it.step and "ReadOnlySqlTransaction" in str(it.seen.get("raises.class")),
+        ends=True,
+    ),
+    Rule(
         "of a COPY and another command in one copy_expert() psycopg2 throws the other's result away",
         lambda it: "TO STDOUT; SELECT 1" in it.history,
         ends=True,
