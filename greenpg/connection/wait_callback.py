@@ -20,6 +20,7 @@ from psycopg2 import extensions
 
 from ..errors import DeadlineExceeded, WaitTimeout, is_interruption
 from ..hubs import Hub, hub
+from .bulk.copy_channel import end_copy_begun
 from .connect.watch import HostTimedOut, watch_of
 from .interrupting import cancel_unheeded, interrupt
 
@@ -55,9 +56,11 @@ def make_wait_callback(wait_hub: Hub) -> Callable[[Any], None]:
                     if waiter.wait_read(deadline):
                         continue
                 elif state == _OK:
-                    if gate.file_copy is None or not gate.file_copy.run(conn, waiter, deadline):
-                        return None
-                    continue
+                    if gate.file_copy is not None and gate.file_copy.run(conn, waiter, deadline):
+                        continue
+                    if gate.call is None:
+                        end_copy_begun(conn, waiter)  # the cursor isn't one of greenpg's, which do so themselves
+                    return None
                 elif state == _WRITE:
                     if waiter.wait_write(deadline):
                         continue

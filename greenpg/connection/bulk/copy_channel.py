@@ -173,6 +173,18 @@ def is_ready_for_copy(error: psycopg2.Error) -> bool:
     return str(error).startswith("can't execute COPY ")
 
 
+def end_copy_begun(conn: GuardedConnection, waiter: FdWaiter) -> None:
+    """End the COPY that the server is ready for, if it is. Suspends. If it raises, the connection can't be kept."""
+    channel = CopyChannel(conn, waiter)
+    if channel.direction is None:
+        return
+    try:
+        channel.abandon("COPY was started by execute()")
+        channel.outcome()
+    except ConnectionLost:
+        raise psycopg2.OperationalError("the connection was lost during a COPY") from None
+
+
 def end_stray_copy(conn: GuardedConnection, error: psycopg2.Error) -> None:
     """End a COPY that was started by `execute()`, which psycopg2 refuses after the fact: by this error. Suspends.
 
@@ -183,13 +195,10 @@ def end_stray_copy(conn: GuardedConnection, error: psycopg2.Error) -> None:
     gate = conn._gate
     with gate.occupied():
         try:
-            channel = CopyChannel(conn, gate.waiter_of(conn))
-            if channel.direction is not None:
-                channel.abandon("COPY was started by execute()")
-                channel.outcome()
+            end_copy_begun(conn, gate.waiter_of(conn))
         except BaseException as exception:
             cut_off(conn)
-            if is_interruption(exception) or not isinstance(exception, ConnectionLost | psycopg2.Error):
+            if is_interruption(exception) or not isinstance(exception, psycopg2.Error):
                 if gate.interruption is not None:
                     gate.hold_back(exception)  # the later one comes out
                 raise

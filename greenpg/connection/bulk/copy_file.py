@@ -16,6 +16,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from ... import libpq
+from ...driver import set_rowcount
 from ...errors import is_interruption
 from ...hubs import FdWaiter
 from ..cancel import shut_down
@@ -227,4 +228,6 @@ def _run(cursor: GuardedCursor, name: str, sql: Any, file: Any, size: int) -> No
         raise
     finally:
         gate.copying(None)
+        if gate.interruption is not None:
+            set_rowcount(cursor, -1)  # though all of the data may have come
         gate.leave(outer_call)
