@@ -22,6 +22,7 @@ from ..errors import ConnectionInUse, DeadlineExceeded
 from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import FdWaiter, hub
 from .deadlines import Deadlines
+from .remains import Remains
 
 
 class Occupant:
@@ -40,7 +41,7 @@ class Occupant:
 class BusyGate:
     """The gate of one connection. It doesn't know its connection, which refers to it."""
 
-    __slots__ = ("call", "deadlines", "file_copy", "interruption", "last_user", "owner", "waiter")
+    __slots__ = ("call", "deadlines", "file_copy", "interruption", "last_user", "owner", "remains", "waiter")
 
     def __init__(self) -> None:
         #: The task that waits inside psycopg2 on this connection, or an `Occupant`.
@@ -55,6 +56,8 @@ class BusyGate:
         self.waiter: FdWaiter | None = None
         #: None until a deadline is set for the first time.
         self.deadlines: Deadlines | None = None
+        #: What the server still does for the connection, which this side has closed: see remains.py.
+        self.remains: Remains | None = None
         #: The copy_from() or its like that is under way, a `FileCopy`.
         self.file_copy: Any = None
 
@@ -140,6 +143,10 @@ class BusyGate:
     def copying(self, file_copy: Any) -> None:
         """What the wait callback is to run when the server is ready for a COPY; None when it is over."""
         self.file_copy = file_copy
+
+    def leave_behind(self, remains: Remains) -> None:
+        """The connection is going to be closed before its server process has ended."""
+        self.remains = remains
 
     # -- interruptions
 

@@ -316,7 +316,7 @@ class _Pages(Occupant):
             return
         with self._gate.occupied():
             try:
-                channel.cancel()
+                channel.cancel(exception)
             except BaseException as second:
                 cut_off(conn)
                 if is_interruption(second) or not isinstance(second, psycopg2.Error | ConnectionLost):
