@@ -15,6 +15,7 @@ from .deadlines import DeadlineBlock, checked_seconds
 from .gate import Occupant
 from .guarded_connection import GuardedConnection
 from .interrupting import throw_out
+from .lender import Lender
 from .lobject import LargeObjectMixin
 from .remains import ENDING_TIMEOUT, INTERRUPTION_GRACE
 from .replication import ReplicationCursor, is_replication_cursor
@@ -49,8 +50,8 @@ class Connection(LargeObjectMixin, NotifyWaits, GuardedConnection):
     #: Its `SqlLog`, and what it was last told.
     _sql_log: Any = None
     _last_statement: Any = None
-    #: The pool that has lent the connection, while it is lent.
-    _pool: Any = None
+    #: A pool's slot for the connection, which may have lent it.
+    _lender: Lender | None = None
     #: What goes under the classes of cursors; a log (sql_log.py) brings others.
     _client_cursor: type = Cursor
     _server_cursor: type = ServerCursor
@@ -63,6 +64,9 @@ class Connection(LargeObjectMixin, NotifyWaits, GuardedConnection):
 
     def _note_statement(self, statement: Any) -> None:
         self._last_statement = statement
+
+    def _note_dsn(self, dsn: str) -> None:
+        self._given_dsn = dsn
 
     def _note_stopped_stream(self) -> None:
         self._has_stopped_stream = True
@@ -95,8 +99,8 @@ class Connection(LargeObjectMixin, NotifyWaits, GuardedConnection):
         If another task waits for the server on it, that task gets an OperationalError; the caller is suspended then,
         until it has left.
         """
-        if self._pool is not None and self._pool.close_returns:
-            self._pool.putconn(self)
+        if self._lender is not None and self._lender.close_returns:
+            self._lender.give_back()
             return
         owner = self._gate.owner
         if owner is not None and not (isinstance(owner, Occupant) and owner.let_go()):
@@ -150,6 +154,10 @@ class Connection(LargeObjectMixin, NotifyWaits, GuardedConnection):
     def statement_deadline(self, seconds: float | None) -> None:
         self._gate.made_deadlines().set_per_statement(None if seconds is None else checked_seconds(seconds))
         self._has_altered_settings = True
+
+    def _belongs_to(self, lender: Lender) -> None:
+        """From a pool that has opened it."""
+        self._lender = lender
 
     @property
     def connection(self) -> Connection:
