@@ -30,6 +30,9 @@ ENDING_TIMEOUT = 60.0
 #: Seconds that a server that says nothing, not even that it was cancelled, is believed to be there.
 SILENCE_TIMEOUT = 5.0
 
+#: Seconds that a server gets to hang up when all is said: it takes a millisecond, if it is still there.
+GOODBYE_TIMEOUT = 1.0
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _READ_BYTES = 64 * 1024
 
@@ -37,10 +40,18 @@ _READ_BYTES = 64 * 1024
 class Remains:
     """A server process that has not ended yet, as far as this side knows."""
 
-    def __init__(self, conn: Any, *, cancels: bool, reason: str | None = None, is_blind: bool = False) -> None:
+    def __init__(
+        self,
+        conn: Any,
+        *,
+        cancels: bool,
+        reason: str | None = None,
+        limit: float | None = None,
+        is_blind: bool = False,
+    ) -> None:
         self._description = str(conn)
         self._reason = reason
-        self._limit = getattr(conn, "ending_timeout", ENDING_TIMEOUT)
+        self._limit = getattr(conn, "ending_timeout", ENDING_TIMEOUT) if limit is None else limit
         #: Our side of the socket is shut: it doesn't tell any more when the server hangs up.
         self._is_blind = is_blind
         self._request: CancelRequest | None = None
@@ -91,6 +102,8 @@ class Remains:
                 limit = min(limit, SILENCE_TIMEOUT)
             give_up_at = started + limit
             if time.monotonic() >= give_up_at:
+                if self._limit == GOODBYE_TIMEOUT:
+                    return
                 logger.warning(
                     "the server has not ended what ran on %s within %g s%s",
                     self._description,
@@ -165,6 +178,24 @@ def give_up(conn: Any, *, cancels: bool = True, reason: str | None = None) -> No
     os.dup2(nowhere.fileno(), conn.fileno(), inheritable=False)
     nowhere.close()
     hub().spawn(remains.see_to_the_end)
+
+
+def say_goodbye(conn: Any) -> Remains | None:
+    """Close a connection on which nothing runs; what tells when its server process has ended, None if it has.
+    Doesn't suspend.
+
+    Also for one that is closed already.
+    """
+    gate = conn._gate
+    if not conn.closed:
+        try:
+            gate.leave_behind(remains := Remains(conn, cancels=False, limit=GOODBYE_TIMEOUT))
+        except OSError:  # no descriptor is left
+            conn.close()
+            return None
+        conn.close()
+        hub().spawn(remains.see_to_the_end)
+    return None if gate.remains is None or gate.remains.is_over else gate.remains
 
 
 def give_up_from_outside(conn: Any, *, cancels: bool) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
+from ..connection.interrupting import cut_off
 from ..connection.lazy_begin import execute_alone
+from ..connection.remains import Remains, say_goodbye
 from ..hubs import hub
 
 logger = logging.getLogger("greenpg.pool")
@@ -53,9 +55,16 @@ def ping(conn: Any) -> None:
         execute_alone(conn, cur, "SELECT 1", None)
 
 
-def close_quietly(conn: Any) -> None:
-    """Close it, whatever state it is in. Doesn't suspend."""
+def close_quietly(conn: Any) -> Remains | None:
+    """Close it, whatever state it is in. Doesn't suspend, unless a task waits in it. What tells when its server process
+    has ended, None if it has."""
+    gate = conn._gate
     try:
-        conn.close()
+        if gate.owner is not None or conn.closed:
+            conn.close()  # the owner is thrown out
+        elif conn.get_transaction_status() == extensions.TRANSACTION_STATUS_ACTIVE:
+            cut_off(conn)
+        return say_goodbye(conn)
     except Exception as error:
         logger.warning("closing %s failed: %s", conn, error)
+        return None

@@ -151,6 +151,8 @@ def _timeout_error(core: PoolCore, timeout: float) -> PoolTimeout:
             f"{size} of {ledger.max_size} connections, {lent} lent, {len(ledger.opening)} connecting, "
             f"{waiting} requests waiting"
         )
+        if ledger.ending:
+            counts += f", {len(ledger.ending)} closed ones still busy at the server"
         longest = ledger.longest_lent()
         held = longest and (longest.holder, core.now() - longest.lent_at)
     text = f"couldn't get a connection from pool {core.options.name!r} after {timeout:.2f} s: {counts}"

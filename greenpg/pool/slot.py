@@ -15,16 +15,18 @@ class SlotState(enum.IntEnum):  # whose hash is C's
     IDLE = enum.auto()
     LENT = enum.auto()
     RESETTING = enum.auto()
+    ENDING = enum.auto()
     CLOSED = enum.auto()
 
 
-OPENING, IDLE, LENT, RESETTING, CLOSED = SlotState
+OPENING, IDLE, LENT, RESETTING, ENDING, CLOSED = SlotState
 
 TRANSITIONS = {
     OPENING: frozenset({IDLE, LENT, CLOSED}),
-    IDLE: frozenset({LENT, RESETTING, CLOSED}),
-    LENT: frozenset({IDLE, LENT, RESETTING, CLOSED}),
-    RESETTING: frozenset({IDLE, LENT, CLOSED}),
+    IDLE: frozenset({LENT, RESETTING, ENDING, CLOSED}),
+    LENT: frozenset({IDLE, LENT, RESETTING, ENDING, CLOSED}),
+    RESETTING: frozenset({IDLE, LENT, ENDING, CLOSED}),
+    ENDING: frozenset({CLOSED}),
     CLOSED: frozenset[SlotState](),
 }
 
