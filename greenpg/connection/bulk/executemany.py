@@ -161,6 +161,7 @@ class _Pages(Occupant):
             raise
         finally:
             self._gate.vacate(self)
+            self._failure = None  # its traceback refers to this
 
     def _run(self) -> None:
         cursor, statement, held_back = self._cursor, self._statement, self._held_back
