@@ -12,13 +12,15 @@ from ..errors import DeadlineExceeded
 class Deadlines:
     """The limits in force on one connection. Times in seconds."""
 
-    __slots__ = ("_blocks", "_exceeded", "per_statement")
+    __slots__ = ("_blocks", "_exceeded", "given_out", "per_statement")
 
     def __init__(self) -> None:
         #: For each statement, from when it is sent; None: no limit.
         self.per_statement: float | None = None
         self._blocks: list[DeadlineBlock] = []
         self._exceeded = ""
+        #: What `next_deadline()` gave last.
+        self.given_out: float | None = None
 
     def next_deadline(self) -> float | None:
         """When the statement that begins now has to be over, by `time.monotonic()`; None: any time."""
@@ -30,6 +32,7 @@ class Deadlines:
             if deadline is None or block.ends_at < deadline:
                 deadline = block.ends_at
                 self._exceeded = f"the block took longer than its deadline of {block.seconds:g} s"
+        self.given_out = deadline
         return deadline
 
     def set_per_statement(self, seconds: float | None) -> None:

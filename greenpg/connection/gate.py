@@ -127,7 +127,8 @@ class BusyGate:
 
     def exceeded(self) -> DeadlineExceeded:
         """The error for the deadline that was last given out."""
-        assert self.deadlines is not None
+        if self.deadlines is None or self.deadlines.given_out is None:
+            return DeadlineExceeded("the event loop itself, which can't be suspended, has waited for long enough")
         return self.deadlines.exceeded()
 
     def made_deadlines(self) -> Deadlines:

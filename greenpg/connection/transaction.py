@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +140,8 @@ class Transaction:
             raise psycopg2.ProgrammingError(
                 "transaction blocks were left in the wrong order: an inner block is still open; leave it, and roll back"
             ) from exc
+        if isinstance(exc, GeneratorExit) and sys.is_finalizing():
+            return False  # the process ends with all of its connections
         if exc is None:
             self._end(commit=not self._force_rollback)
             return False

@@ -187,6 +187,9 @@ class ThreadsHub:
     def current(self) -> object:
         return self._get_ident()
 
+    def is_in_loop(self) -> bool:
+        return False
+
     def describe(self, task: object) -> str:
         for thread in threading.enumerate():
             if thread.ident == task:

@@ -49,6 +49,12 @@ class ConnectionContext:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if isinstance(exc, GeneratorExit):
+            leave_by_task(self._core, self._leave, exc)
+        else:
+            self._leave(exc)
+
+    def _leave(self, exc: BaseException | None) -> None:
         slot = self._slot
         if slot.lent_at != self._lent_at:
             return  # the block has returned it, and it may be somebody else's by now
@@ -84,6 +90,12 @@ class CursorContext:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if isinstance(exc, GeneratorExit):
+            leave_by_task(self._core, self._leave, exc)
+        else:
+            self._leave(exc)
+
+    def _leave(self, exc: BaseException | None) -> None:
         slot = self._slot
         cursor, self._cursor = self._cursor, None
         if slot.lent_at != self._lent_at:
@@ -110,26 +122,45 @@ class TransactionContext(ConnectionContext):
         try:
             self._transaction = conn.transaction(**self._options)
             self._transaction.__enter__()
-        except BaseException:
-            super().__exit__(*sys.exc_info())
+        except BaseException as exception:
+            super()._leave(exception)
             raise
         return conn
 
     def __exit__(  # type: ignore[override]  # the others never settle an error
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool:
+        if isinstance(exc, GeneratorExit):
+            leave_by_task(self._core, self._leave, exc)
+            return False
+        return self._leave(exc)
+
+    def _leave(self, exc: BaseException | None) -> bool:  # type: ignore[override]
         transaction, self._transaction = self._transaction, None
         if self._slot.lent_at != self._lent_at:
             return False
         try:
-            is_settled: bool = transaction.__exit__(exc_type, exc, traceback)
-        except BaseException:
-            super().__exit__(*sys.exc_info())
+            is_settled: bool = transaction.__exit__(None if exc is None else type(exc), exc, None)
+        except BaseException as exception:
+            super()._leave(exception)
             raise
-        if is_settled:
-            exc_type = exc = traceback = None
-        super().__exit__(exc_type, exc, traceback)
+        super()._leave(None if is_settled else exc)
         return is_settled
+
+
+def leave_by_task(core: PoolCore, leave: Callable[[BaseException], object], exc: BaseException) -> None:
+    """Leave a block in a task of its own, since its generator is being closed. That may be done by a finalizer, which
+    runs in whatever task there is, in the hub, or while a pool's mutex is held: nothing may be waited for there."""
+    exc.__traceback__ = None  # the frames would wait for the task, too
+    if not sys.is_finalizing():  # else the process ends with all of its connections
+        hub().spawn(_leave_abandoned, core.options.name, leave, exc)
+
+
+def _leave_abandoned(name: str, leave: Callable[[BaseException], object], exc: BaseException) -> None:
+    try:
+        leave(exc)
+    except Exception as error:
+        logger.warning("pool %r: giving back the connection of an abandoned block failed: %s", name, error)
 
 
 def finish(core: PoolCore, slot: Slot, exc: BaseException | None) -> None:
