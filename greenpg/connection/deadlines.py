@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from ..errors import DeadlineExceeded
+from ..errors import DeadlineExceeded, is_interruption
 
 
 class Deadlines:
@@ -49,6 +49,9 @@ class Deadlines:
         if block in self._blocks:  # else a pool has ended it, when the connection came back
             self._blocks.remove(block)
 
+    def limit_nothing(self) -> bool:
+        return self.per_statement is None and not self._blocks
+
 
 class DeadlineBlock:
     """`with conn.deadline(seconds):` all statements of the block, together, have that long."""
@@ -67,7 +70,26 @@ class DeadlineBlock:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._conn._gate.made_deadlines().leave(self)
+        gate = self._conn._gate
+        deadlines = gate.made_deadlines()
+        deadlines.leave(self)
+        if deadlines.limit_nothing():
+            gate.forget_deadlines()
+
+
+#: Seconds that the ROLLBACK of a block that has raised an error may hold that back.
+ROLLBACK_TIMEOUT = 2.0
+
+
+def rollback_deadline(conn: Any, exception: BaseException) -> DeadlineBlock:
+    """The limit for the ROLLBACK at the end of a block that has raised the exception: a kill or a timeout isn't held
+    back for longer than any other call does, the connection's `interruption_grace`."""
+    is_hasty = is_interruption(exception) or not isinstance(exception, Exception | GeneratorExit)
+    return DeadlineBlock(conn, _AT_ONCE if is_hasty else ROLLBACK_TIMEOUT)
+
+
+#: What is left then is the grace.
+_AT_ONCE = 1e-6
 
 
 def checked_seconds(seconds: float) -> float:

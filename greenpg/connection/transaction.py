@@ -12,6 +12,7 @@ import psycopg2.errors
 from psycopg2 import extensions
 
 from ..errors import ROLLED_BACK, UNKNOWN, is_interruption, note_commit_outcome
+from .deadlines import rollback_deadline
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -147,7 +148,8 @@ class Transaction:
             return False
         is_settled = isinstance(exc, Rollback) and exc.transaction in (None, self)
         try:
-            self._end(commit=False)
+            with rollback_deadline(self._conn, exc):
+                self._end(commit=False)
         except Exception as error:
             if is_settled or is_interruption(error):
                 raise

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import psycopg2
 import psycopg2.errors
 
+from ..connection.deadlines import rollback_deadline
 from ..connection.lazy_begin import execute_alone
 from ..connection.transaction import end_transaction
 from ..errors import COMMITTED, ROLLED_BACK, UNKNOWN, commit_outcome, is_interruption, note_commit_outcome
@@ -173,7 +174,8 @@ def finish(core: PoolCore, slot: Slot, exc: BaseException | None) -> None:
         else:
             note_error(core, slot, exc)
             try:
-                end_transaction(conn, commit=False)
+                with rollback_deadline(conn, exc):
+                    end_transaction(conn, commit=False)
             except Exception as error:
                 if is_interruption(error):
                     raise

@@ -147,12 +147,13 @@ class PoolCore:
             close_quietly(conn)
         return True
 
-    def discard(self, slot: Slot) -> Remains | None:
+    def discard(self, slot: Slot, is_silent: bool) -> Remains | None:
         """Close the connection. None: a slot is reserved for another one, if it's needed; `opening.replace()` opens it.
-        Otherwise the slot is kept until the server's process has ended, lest there be more than `max_size`."""
+        Otherwise the slot is kept until the server's process has ended, lest there be more than `max_size`; but not for
+        one that says nothing."""
         remains = close_quietly(slot.conn)
         with self.mutex:
-            if remains is not None and not self.is_closed and self.ledger.max_size < sys.maxsize:
+            if remains is not None and not is_silent and not self.is_closed and self.ledger.max_size < sys.maxsize:
                 self.ledger.move(slot, ENDING)
                 return remains
             self.ledger.move(slot, CLOSED)

@@ -25,6 +25,9 @@ _STATUS_NAMES = {
     extensions.TRANSACTION_STATUS_UNKNOWN: "UNKNOWN",
 }
 
+#: Seconds for the answer to a ping.
+PING_TIMEOUT = 5.0
+
 #: How often a socket may have had something to read (notices, notifications) before it's taken to be at its end.
 _MOST_READS = 10
 
@@ -50,8 +53,9 @@ def is_alive(conn: Any) -> bool:
 
 
 def ping(conn: Any) -> None:
-    """Raise if the connection doesn't work. Suspends for a round trip; leaves no transaction behind."""
-    with conn.cursor() as cur:
+    """Raise if the connection doesn't work, or doesn't say so within `PING_TIMEOUT`. Suspends for a round trip; leaves
+    no transaction behind."""
+    with conn.cursor() as cur, conn.deadline(PING_TIMEOUT):
         execute_alone(conn, cur, "SELECT 1", None)
 
 

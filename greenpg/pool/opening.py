@@ -65,9 +65,10 @@ def start_workers(core: PoolCore) -> None:
             raise
 
 
-def replace(core: PoolCore, slot: Slot) -> None:
-    """Close the slot's connection, and open another one if it's needed. Doesn't suspend."""
-    remains = core.discard(slot)
+def replace(core: PoolCore, slot: Slot, is_silent: bool = False) -> None:
+    """Close the slot's connection, and open another one if it's needed: when the server's process has ended, or at once
+    if the connection is silent. Doesn't suspend."""
+    remains = core.discard(slot, is_silent)
     if remains is None:
         start_workers(core)
     else:

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
+from ..connection.deadlines import ROLLBACK_TIMEOUT, DeadlineBlock
 from ..errors import is_interruption
 from ..hubs import hub
 from .core import PoolCore
@@ -21,6 +22,9 @@ _CLOSED_BY_USER = 1  # psycopg2's `closed` is 2 after a failure
 
 #: SQLSTATEs after which a connection isn't lent again: the server is going, or it isn't the primary any more.
 _EVICTING = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25006"})
+
+#: Seconds that the session reset may take.
+_RESET_TIMEOUT = 10.0
 
 #: What DISCARD ALL does, but for the plans of prepared statements; DISCARD ALL itself can't share a round trip. And the
 #: setting that psycopg2 makes when it connects.
@@ -171,7 +175,8 @@ def _clean(core: PoolCore, slot: Slot) -> bool:
         logger.warning("pool %r: closing connection returned while a statement was running: %s", options.name, conn)
         return False
     try:
-        _roll_back(core, conn, status)
+        with DeadlineBlock(conn, ROLLBACK_TIMEOUT):
+            _roll_back(core, conn, status)
         if slot.expires_at <= core.now() or slot.generation != core.generation:
             logger.info("pool %r: discarding expired connection", options.name)
             return False
@@ -211,7 +216,8 @@ def _reset(core: PoolCore, conn: Any) -> bool:
         if callable(options.reset):
             options.reset(conn)
         else:
-            reset_session(conn)
+            with DeadlineBlock(conn, _RESET_TIMEOUT):
+                reset_session(conn)
             if options.configure is not None:
                 options.configure(conn)
     except Exception as error:
