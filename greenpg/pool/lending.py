@@ -195,8 +195,7 @@ def _ensure_healthy(core: PoolCore, slot: Slot, now: float, timeout: float) -> S
 
 
 def _is_healthy(core: PoolCore, slot: Slot, deadline: float) -> bool:
-    """False: it is replaced. Suspends for a part of the time that is left until the deadline, at most: what is left then
-    must be enough for another one."""
+    """False: it is replaced. Suspends for a part of the time until the deadline: what is left is for another one."""
     conn, options = slot.conn, core.options
     started = core.now()
     try:
