@@ -107,6 +107,10 @@ class Hub(Protocol):
     def current(self) -> object:
         """The running task, as something that can be compared and hashed."""
 
+    def hold(self, task: object) -> Callable[[], object | None]:
+        """A reference to a task by which it can be told from others, and which doesn't keep it alive. Called, it gives
+        the task, or None when it is gone. Doesn't suspend."""
+
     def is_in_loop(self) -> bool:
         """Whether it is the event loop itself that calls, which can't be suspended. Doesn't suspend."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import socket
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -165,6 +166,7 @@ class EventletHub:
     name = "eventlet"
     now = staticmethod(time.monotonic)
     current = staticmethod(getcurrent)
+    hold: Any = weakref.ref
 
     def __init__(self) -> None:
         self._natives = ThreadsHub(

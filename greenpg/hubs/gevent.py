@@ -6,6 +6,7 @@ import functools
 import math
 import socket
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -259,6 +260,7 @@ class GeventHub:
     name = "gevent"
     now = staticmethod(time.monotonic)
     current = staticmethod(getcurrent)
+    hold: Any = weakref.ref
 
     def __init__(self) -> None:
         self._natives = _native_hub()

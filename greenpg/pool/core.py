@@ -33,6 +33,7 @@ class PoolCore:
         "current_task",
         "generation",
         "histograms",
+        "hold",
         "is_closed",
         "keeper",
         "ledger",
@@ -84,6 +85,7 @@ class PoolCore:
     def ask_hub(self) -> None:
         """The program's hub may have been chosen since the pool was made."""
         self.current_task = hub().current
+        self.hold = hub().hold
         self.now = hub().now
 
     def begin_anew(self) -> None:
@@ -166,7 +168,7 @@ class PoolCore:
         with self.mutex:
             if slot.state is ENDING and slot in self.ledger.slots:  # else it was closed, or forked, meanwhile
                 self.ledger.move(slot, CLOSED)
-                self.ledger.grow()
+                self.ledger.replace_lost()
 
     def drain(self) -> list[Slot]:
         """[mutex] What is there now isn't lent again. Returns the slots whose connections are to be closed."""

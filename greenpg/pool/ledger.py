@@ -194,7 +194,8 @@ class Ledger:
 
     def replace_lost(self) -> None:
         """A connection was lost: reserve a slot for another one if it's needed."""
-        if len(self.slots) < self.min_size or (self.line and len(self.slots) < self.max_size):
+        is_wanted = len(self.opening) < len(self.line) and len(self.slots) < self.max_size
+        if len(self.slots) < self.min_size or is_wanted:
             self.reserve()
 
     def remove_idle(self) -> list[Slot]:

@@ -55,7 +55,7 @@ def lend(core: PoolCore, timeout: float | None) -> Slot:
         now = core.now()
     # From here to the caller nothing suspends, so nobody can be killed with the slot in hand.
     slot.lent_by = core
-    slot.holder = core.current_task()
+    slot.holder = core.hold(core.current_task())
     slot.lent_at = now
     if options.leak_after is not None:
         slot.stack = traceback.format_list(traceback.extract_stack(limit=12)[:-2])
@@ -137,7 +137,7 @@ def _report_deadlock(core: PoolCore, task: object | None) -> None:
     other can come? Doesn't suspend."""
     ledger = core.ledger
     waiting = core.current_task() if task is None else task
-    if waiting in map(_HOLDER, list(ledger.slots)) and len(ledger.slots) >= ledger.max_size:
+    if core.hold(waiting) in map(_HOLDER, list(ledger.slots)) and len(ledger.slots) >= ledger.max_size:
         hub().spawn(  # logging may suspend
             logger.warning,
             "pool %r: probable deadlock: %s holds a connection and waits for another one, and all %d are taken",
@@ -159,10 +159,10 @@ def _timeout_error(core: PoolCore, timeout: float) -> PoolTimeout:
         if ledger.ending:
             counts += f", {len(ledger.ending)} closed ones still busy at the server"
         longest = ledger.longest_lent()
-        held = longest and (longest.holder, core.now() - longest.lent_at)
+        held = longest and (longest.describe_holder(), core.now() - longest.lent_at)
     text = f"couldn't get a connection from pool {core.options.name!r} after {timeout:.2f} s: {counts}"
     if held:
-        text += f"; {hub().describe(held[0])} has held one for {held[1]:.1f} s"
+        text += f"; {held[0]} has held one for {held[1]:.1f} s"
     if error is not None:
         text += f"; last connection error: {describe(error)}"
     return PoolTimeout(text, size=size, lent=lent, waiting=waiting)

@@ -87,24 +87,27 @@ def take_back_from_ended(core: PoolCore, slot: Slot, lent_at: float) -> None:
     """The task that took the connection has ended. Called in the hub, where nothing may suspend."""
     if slot.lent_at != lent_at or slot.lent_by is not core:
         return
-    if slot.conn._gate.last_user not in (None, hash(slot.holder)):
-        return  # another task goes on with it
-    code, line = slot.taken_at or (None, 0)
-    logger.warning(
-        "pool %r: %s ended without returning the connection that it took in %s, line %d (%s); it is taken back",
-        core.options.name,
-        hub().describe(slot.holder),
-        code and code.co_filename,
-        line,
-        code and code.co_name,
-    )
     slot.forget_holder = None
-    hub().spawn(_give_back_if_lent, core, slot, lent_at)
+    task = None if slot.holder is None else slot.holder()
+    if slot.conn._gate.last_user in (None, hash(task)):  # else another task goes on with it
+        hub().spawn(_take_back, core, slot, lent_at, slot.describe_holder())
 
 
-def _give_back_if_lent(core: PoolCore, slot: Slot, lent_at: float) -> None:
-    if slot.lent_at == lent_at:
+def _take_back(core: PoolCore, slot: Slot, lent_at: float, holder: str) -> None:
+    if slot.lent_at != lent_at:
+        return
+    code, line = slot.taken_at or (None, 0)
+    try:
         give_back(core, slot)
+    finally:
+        logger.warning(
+            "pool %r: %s ended without returning the connection that it took in %s, line %d (%s); it is taken back",
+            core.options.name,
+            holder,
+            code and code.co_filename,
+            line,
+            code and code.co_name,
+        )
 
 
 def note_error(core: PoolCore, slot: Slot, error: BaseException) -> None:

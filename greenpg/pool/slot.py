@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any, Protocol
 
+from ..hubs import hub
+
 
 class SlotState(enum.IntEnum):  # whose hash is C's
     """Who may touch a slot; ledger.py has the table."""
@@ -81,10 +83,11 @@ class Slot:
         self.unchecked_until = 0.0
         #: Connections of its age were found dead: it needs a ping.
         self.is_suspect = False
-        #: While somebody has it: who has lent it, since when, and the task it was lent to.
+        #: While somebody has it: who has lent it, since when, and a reference (`hub().hold()`) to the
+        #: task it was lent to.
         self.lent_by: Lending | None = None
         self.lent_at = 0.0
-        self.holder: object = None
+        self.holder: Callable[[], object | None] | None = None
         #: Code and line that called getconn(), and what makes the hub forget that the task's end is of interest.
         self.taken_at: tuple[CodeType, int] | None = None
         self.forget_holder: Callable[[], object] | None = None
@@ -127,6 +130,11 @@ class Slot:
         """The connection needs a ping before it is lent again."""
         self.is_suspect = True
         self.unchecked_until = 0.0
+
+    def describe_holder(self) -> str:
+        """Who has it, for messages."""
+        task = None if self.holder is None else self.holder()
+        return "a task that is gone" if task is None else hub().describe(task)
 
     def forget_loan(self) -> None:
         """Nobody has it any more, or not by lending."""
