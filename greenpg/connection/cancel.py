@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from typing import Any
 
 import psycopg2
+from psycopg2 import extensions
 
 from .. import libpq
 from ..hubs import hub
 
 
-def request_cancel(conn: Any, deadline: float | None) -> None:
+def request_cancel(conn: extensions.connection, deadline: float | None) -> None:
     """Ask the server to stop what the connection is running. Suspends until the server has taken the request.
 
     From then on a statement that is sent can't be hit by it any more: the server signals before it closes the cancel
@@ -34,7 +34,7 @@ def request_cancel(conn: Any, deadline: float | None) -> None:
 class CancelRequest:
     """A request that is prepared while the connection is open, and can be sent when it isn't any more, repeatedly."""
 
-    def __init__(self, conn: Any) -> None:
+    def __init__(self, conn: extensions.connection) -> None:
         self._is_polled = libpq.has_function("PQcancelStart")
         address = libpq.function("PQcancelCreate" if self._is_polled else "PQgetCancel")(conn.pgconn_ptr)
         if not address:
@@ -119,7 +119,7 @@ def _error(handle: int) -> psycopg2.OperationalError:
     return psycopg2.OperationalError(f"can't cancel: {message.decode('utf-8', 'replace').strip()}")
 
 
-def shut_down(conn: Any, how: int = socket.SHUT_RDWR) -> None:
+def shut_down(conn: extensions.connection, how: int = socket.SHUT_RDWR) -> None:
     """Cut the connection's socket, whoever is using it: reads and writes on it end at once, or only
     the writes, by `socket.SHUT_WR`. Doesn't suspend.
 

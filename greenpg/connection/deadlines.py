@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any
+from typing import Protocol
 
 from ..errors import DeadlineExceeded, is_interruption
 
@@ -53,39 +53,48 @@ class Deadlines:
         return self.per_statement is None and not self._blocks
 
 
+class Limited(Protocol):
+    """Has deadlines while there are any: a connection's gate."""
+
+    def made_deadlines(self) -> Deadlines:
+        """Them, made if there are none yet."""
+
+    def forget_deadlines(self) -> None:
+        """There are none any more."""
+
+
 class DeadlineBlock:
     """`with conn.deadline(seconds):` all statements of the block, together, have that long."""
 
-    __slots__ = ("_conn", "ends_at", "seconds")
+    __slots__ = ("_gate", "ends_at", "seconds")
 
-    def __init__(self, conn: Any, seconds: float) -> None:
-        self._conn = conn
+    def __init__(self, gate: Limited, seconds: float) -> None:
+        self._gate = gate
         self.seconds = checked_seconds(seconds)
         self.ends_at = 0.0
 
     def __enter__(self) -> None:
         self.ends_at = time.monotonic() + self.seconds
-        self._conn._gate.made_deadlines().enter(self)
+        self._gate.made_deadlines().enter(self)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        gate = self._conn._gate
-        deadlines = gate.made_deadlines()
+        deadlines = self._gate.made_deadlines()
         deadlines.leave(self)
         if deadlines.limit_nothing():
-            gate.forget_deadlines()
+            self._gate.forget_deadlines()
 
 
 #: Seconds that the ROLLBACK of a block that has raised an error may hold that back.
 ROLLBACK_TIMEOUT = 2.0
 
 
-def rollback_deadline(conn: Any, exception: BaseException) -> DeadlineBlock:
+def rollback_deadline(gate: Limited, exception: BaseException) -> DeadlineBlock:
     """The limit for the ROLLBACK at the end of a block that has raised the exception: a kill or a timeout isn't held
     back for longer than any other call does, the connection's `interruption_grace`."""
     is_hasty = is_interruption(exception) or not isinstance(exception, Exception | GeneratorExit)
-    return DeadlineBlock(conn, _AT_ONCE if is_hasty else ROLLBACK_TIMEOUT)
+    return DeadlineBlock(gate, _AT_ONCE if is_hasty else ROLLBACK_TIMEOUT)
 
 
 #: What is left then is the grace.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
 import psycopg2
 from psycopg2 import extensions
@@ -19,6 +19,7 @@ from psycopg2 import extensions
 from ..errors import DeadlineExceeded, is_interruption, set_attribute
 from ..hubs import FdWaiter, hub
 from .cancel import request_cancel, shut_down
+from .guarded_connection import GuardedConnection
 from .remains import give_up, give_up_from_outside, grace_ends_at
 
 #: Seconds that what is ended for no haste gets to come to its end; then the connection is closed.
@@ -35,7 +36,7 @@ def end_deadline() -> float:
     return time.monotonic() + END_TIMEOUT
 
 
-def end_deadline_after(conn: Any, exception: BaseException | None) -> float:
+def end_deadline_after(conn: GuardedConnection, exception: BaseException | None) -> float:
     """Until when what the exception has ended may take to end: a kill, a timeout and a deadline come out at once."""
     is_error = isinstance(exception, Exception) and not isinstance(exception, DeadlineExceeded)
     if exception is None or isinstance(exception, GeneratorExit) or (is_error and not is_interruption(exception)):
@@ -56,7 +57,7 @@ class Running(Protocol):
         """Wait for more to come, or for the time. Suspends."""
 
 
-def end_on_server(conn: Any, running: Running, give_up_at: float, *, cancels: bool = True) -> None:
+def end_on_server(conn: GuardedConnection, running: Running, give_up_at: float, *, cancels: bool = True) -> None:
     """Bring it to its end, by cancel requests or (`cancels` false) by waiting. Suspends until `give_up_at` at most.
 
     Raises `psycopg2.OperationalError` if it isn't over then, or if a request may still be under way: in both cases the
@@ -92,7 +93,7 @@ class _Statement:
 
     what = "the statement"
 
-    def __init__(self, conn: Any, waiter: FdWaiter) -> None:
+    def __init__(self, conn: GuardedConnection, waiter: FdWaiter) -> None:
         self._conn = conn
         self._waiter = waiter
         self._state = extensions.POLL_OK
@@ -106,7 +107,7 @@ class _Statement:
         return wait(until)
 
 
-def interrupt(conn: Any, waiter: FdWaiter, exception: BaseException) -> None:
+def interrupt(conn: GuardedConnection, waiter: FdWaiter, exception: BaseException) -> None:
     """Bring the statement under way to its end. Called in the wait callback; suspends.
 
     Returns if the connection is kept: the call raises the exception when it leaves the gate. Otherwise raises, which
@@ -143,7 +144,7 @@ def note_first(second: BaseException, first: BaseException) -> None:
         set_attribute(second, "__context__", first)
 
 
-def cut_off(conn: Any, *, cancels: bool = True) -> None:
+def cut_off(conn: GuardedConnection, *, cancels: bool = True) -> None:
     """Close a connection on which something could not be brought to its end; a task ends it. Doesn't suspend."""
     give_up(conn, cancels=cancels)
     conn._gate.vacate()
@@ -151,7 +152,7 @@ def cut_off(conn: Any, *, cancels: bool = True) -> None:
     extensions.connection.close(conn)
 
 
-def throw_out(conn: Any) -> None:
+def throw_out(conn: GuardedConnection) -> None:
     """Make the task that waits in the connection leave, and what it runs end. Suspends until it has left.
 
     Its statement gets the server's error, or the loss of the connection if the server doesn't answer.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import psycopg2
 from psycopg2 import extensions
 
+from ..connection.connection import Connection
 from ..connection.interrupting import cut_off
 from ..connection.lazy_begin import execute_alone
 from ..connection.remains import Remains, say_goodbye
@@ -37,7 +37,7 @@ def status_name(status: int) -> str:
     return _STATUS_NAMES.get(status, str(status))
 
 
-def is_alive(conn: Any) -> bool:
+def is_alive(conn: Connection) -> bool:
     """Whether the socket says nothing to the contrary. Doesn't suspend, and costs no round trip."""
     if conn.closed:
         return False
@@ -52,14 +52,14 @@ def is_alive(conn: Any) -> bool:
     return False
 
 
-def ping(conn: Any) -> None:
+def ping(conn: Connection) -> None:
     """Raise if the connection doesn't work, or doesn't say so within `PING_TIMEOUT`. Suspends for a round trip; leaves
     no transaction behind."""
     with conn.cursor() as cur, conn.deadline(PING_TIMEOUT):
         execute_alone(conn, cur, "SELECT 1", None)
 
 
-def close_quietly(conn: Any) -> Remains | None:
+def close_quietly(conn: Connection) -> Remains | None:
     """Close it, whatever state it is in. Doesn't suspend, unless a task waits in it. What tells when its server process
     has ended, None if it has."""
     gate = conn._gate

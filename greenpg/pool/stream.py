@@ -5,20 +5,23 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import psycopg2
 
+from ..connection.guarded_cursor import Params, Query
 from ..errors import ConnectionInUse
 from .contexts import finish, leave_by_task
 from .core import PoolCore
 from .lending import lend
 from .slot import Slot
 
+RowT = TypeVar("RowT")
+
 _NAME = "greenpg_stream"
 
 
-class Stream:
+class Stream(Generic[RowT]):
     """The rows of a statement, from `ConnectionPool.stream()`: iterable, and a context manager.
 
     It borrows a connection when the first row is asked for, and gives it back when the last chunk has been fetched, at
@@ -49,8 +52,8 @@ class Stream:
     def __init__(
         self,
         core: PoolCore,
-        sql: Any,
-        args: Any = None,
+        sql: Query,
+        args: Params = None,
         *,
         chunk_size: int = 2000,
         cursor_factory: Any = None,
@@ -71,9 +74,9 @@ class Stream:
         self._cursor: Any = None
         self._lent_at = 0.0
         self._has_begun = self._is_closed = False
-        self._rows: Iterator[Any] = iter(())
+        self._rows: Iterator[RowT] = iter(())
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[RowT]:
         """The rows. Suspends for each chunk. Raises what `getconn()` and `execute()` raise."""
         while True:
             yield from self._rows  # kept, so that a later loop finds the rest of the chunk
@@ -133,7 +136,7 @@ class Stream:
         self._rows = iter(())
         self._finish(GeneratorExit())
 
-    def __enter__(self) -> Stream:
+    def __enter__(self) -> Stream[RowT]:
         return self
 
     def __exit__(
