@@ -9,7 +9,6 @@ import os
 import random
 import time
 
-import psycopg2
 import pytest
 from kit import Killed, Task, run_all, wait_until
 from psycopg2 import extensions
@@ -49,9 +48,14 @@ class Watch:
         conn.autocommit = True
         with conn.cursor() as cur:
             while not self._is_over:
-                cur.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'storm'")
-                self.most = max(self.most, cur.fetchone()[0])
+                cur.execute(
+                    "SELECT pid, backend_type, state, query, backend_start, query_start, now() FROM pg_stat_activity "
+                    "WHERE application_name = 'storm' ORDER BY backend_start"
+                )
+                backends = cur.fetchall()
                 self.looks += 1
+                if len(backends) > self.most:
+                    self.most, self.backends = len(backends), backends
                 hub().sleep(0.002)
         conn.close()
 
@@ -146,11 +150,9 @@ class Storm:
 
     def stream(self, number):
         self.kinds[number] = "stream"
-        seen = 0
         self.without_rows.add(number)  # what is told of an interrupted COMMIT is of the stream's transaction
-        for (n,) in self.pool.stream("SELECT n FROM generate_series(1, 400) n", chunk_size=50):
-            seen += 1
-            assert n == seen
+        for seen, (n,) in enumerate(self.pool.stream("SELECT n FROM generate_series(1, 400) n", chunk_size=50)):
+            assert n == seen + 1
             if seen == 300 and self.random.random() < 0.2:
                 break
         self.without_rows.remove(number)
@@ -255,7 +257,7 @@ def test_storm(make_pool, dsn, admin, tables, hub_name, reset, connection_class,
     assert {number: storm.kinds[number] for number in storm.acknowledged - present} == {}, "acknowledged, but lost"
     assert {number: storm.kinds[number] for number in storm.rolled_back & present} == {}, "there, but rolled back"
     assert {number: count for number, count in rows.items() if count != ROWS} == {}, "a part of a transaction"
-    assert watch.most <= MAX_SIZE
+    assert watch.most <= MAX_SIZE, watch.backends
     assert running == 0, "left running"
     conns = [pool.getconn(timeout=5) for _ in range(MAX_SIZE)]
     assert all(conn.get_transaction_status() == extensions.TRANSACTION_STATUS_IDLE for conn in conns)

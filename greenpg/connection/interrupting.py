@@ -65,7 +65,7 @@ def end_on_server(conn: GuardedConnection, running: Running, give_up_at: float, 
     """
     pause = _FIRST_PAUSE
     cancel_again_at = 0.0
-    uncertain: psycopg2.Error | None = None
+    uncertain = ""  # not the error: its traceback refers to this frame
     while not running.is_over():
         now = time.monotonic()
         if now >= give_up_at:
@@ -81,10 +81,10 @@ def end_on_server(conn: GuardedConnection, running: Running, give_up_at: float, 
             except psycopg2.Error as error:
                 if is_interruption(error):
                     raise
-                uncertain = error
+                uncertain = str(error)
             cancel_again_at = time.monotonic() + pause
             pause *= 2
-    if uncertain is not None:
+    if uncertain:
         raise psycopg2.OperationalError(f"a cancel request may still be under way: {uncertain}")
 
 

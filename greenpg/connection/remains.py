@@ -95,7 +95,7 @@ class Remains:
     def _wait_for_the_end(self) -> None:
         started = time.monotonic()
         pause = _FIRST_PAUSE
-        problem: psycopg2.Error | None = None
+        problem = ""
         while os.getpid() == self._pid:  # else it is the parent's
             limit = self._limit
             if self._is_blind or (self._request is not None and not self._has_answered):
@@ -108,7 +108,7 @@ class Remains:
                     "the server has not ended what ran on %s within %g s%s",
                     self._description,
                     limit,
-                    "" if problem is None else f": {problem}",
+                    problem and f": {problem}",
                 )
                 return
             if self._request is None:
@@ -121,17 +121,18 @@ class Remains:
             if self._has_ended(until):
                 return
 
-    def _cancel(self, request: CancelRequest, deadline: float) -> psycopg2.Error | None:
+    def _cancel(self, request: CancelRequest, deadline: float) -> str:
+        """Returns what went wrong."""
         try:
             request.send(deadline)
         except psycopg2.Error as error:
             if is_interruption(error):
                 raise
-            return error
+            return str(error)
         finally:
             # Only now: a pooler forgets who hangs up, and the cancel would find nobody.
             self._hang_up()
-        return None
+        return ""
 
     def _hang_up(self) -> None:
         try:
@@ -166,11 +167,13 @@ def give_up(conn: Any, *, cancels: bool = True, reason: str | None = None) -> No
     psycopg2 gets a socket that is connected to nothing in its place. The task inside of the connection calls this, or
     nobody is inside.
     """
+    gate = getattr(conn, "_gate", None)
+    if gate is not None and gate.remains is not None:
+        return  # it has been done, and psycopg2 has yet to close the connection
     try:
         remains = Remains(conn, cancels=cancels, reason=reason)
     except (OSError, psycopg2.Error):  # closed already
         return
-    gate = getattr(conn, "_gate", None)
     if gate is not None:
         gate.close_waiter()
         gate.leave_behind(remains)

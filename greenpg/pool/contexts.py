@@ -187,12 +187,16 @@ def finish(core: PoolCore, slot: Slot, exc: BaseException | None) -> None:
                 logger.warning("rollback after %s failed: %s", type(exc).__name__, error)
     finally:
         # Killed in the commit or not: the pool looks at the connection's state and does what is needed.
-        try:
-            give_back(core, slot)
-        except BaseException as error:
-            if is_committed and commit_outcome(error) is None:
-                note_commit_outcome(error, COMMITTED)
-            raise
+        _give_back(core, slot, is_committed)
+
+
+def _give_back(core: PoolCore, slot: Slot, is_committed: bool) -> None:
+    try:
+        give_back(core, slot)
+    except BaseException as error:
+        if is_committed and commit_outcome(error) is None:
+            note_commit_outcome(error, COMMITTED)
+        raise
 
 
 def run_repeatedly(
@@ -228,7 +232,7 @@ def run_one_shot(
     On a connection whose BEGIN says more than that (its isolation level ...) it's a transaction, which takes two.
     """
     slot = lend(core, timeout)
-    conn = slot.conn
+    conn, is_done = slot.conn, False
     try:
         cur = conn.cursor(None, cursor_factory)
         is_transaction = not conn.autocommit and slot.settings.puts_more_into_begin
@@ -241,16 +245,17 @@ def run_one_shot(
                 execute_alone(conn, cur, query, vars)
                 result = fetch(cur)
         except BaseException as error:
-            is_done = not is_transaction and cur.statusmessage is not None
+            is_done = not is_transaction and bool(cur.statusmessage)  # "" after an error, None if nothing was sent
             _note_outcome(conn, error, COMMITTED if is_done else ROLLED_BACK)
             raise
+        is_done = True
         cur.close()
         return result
     except psycopg2.Error as error:
         note_error(core, slot, error)
         raise
     finally:
-        give_back(core, slot)
+        _give_back(core, slot, is_done)
 
 
 def _note_outcome(conn: Connection, error: BaseException, outcome: str) -> None:
