@@ -95,12 +95,12 @@ class CopyChannel(Channel):
 
     # -- the end
 
-    def abandon(self, reason: str) -> None:
-        """End the data phase early, on the server as well. Takes `END_TIMEOUT` at most.
+    def abandon(self, reason: str, exception: BaseException | None = None) -> None:
+        """End the data phase early, on the server as well, because of the exception. See `end_deadline_after()`.
 
         Raises `psycopg2.OperationalError` if that isn't enough: then the connection is good for nothing any more.
         """
-        give_up_at = self._give_up_later()
+        give_up_at = self._give_up_later(exception)
         if self.direction == libpq.COPY_IN:
             self.finish_writing(reason)
         else:
@@ -126,9 +126,9 @@ class CopyChannel(Channel):
             raise ConnectionLost
         return outcome
 
-    def cancel_outcome(self) -> libpq.Result:
-        """`outcome()` when nobody wants to wait for it any more. Takes `END_TIMEOUT` at most, as `abandon()`."""
-        end_on_server(self._conn, _Outcome(self._conn, self._waiter), self._give_up_later())
+    def cancel_outcome(self, exception: BaseException) -> libpq.Result:
+        """`outcome()` when nobody wants to wait for it any more, because of the exception, as `abandon()`."""
+        end_on_server(self._conn, _Outcome(self._conn, self._waiter), self._give_up_later(exception))
         return self.outcome()
 
     # -- as what is running on the server: its data, that is

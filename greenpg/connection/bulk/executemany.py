@@ -121,6 +121,7 @@ class _Pages(Occupant):
             raise
         finally:
             self._gate.vacate(self)
+            self._failure = None  # its traceback refers to this
 
     def _run(self) -> None:
         cursor, statement, held_back = self._cursor, self._statement, self._held_back
@@ -293,7 +294,7 @@ class _Pages(Occupant):
             return
         with self._gate.occupied():
             try:
-                channel.cancel()
+                channel.cancel(exception)
             except BaseException as second:
                 cut_off(conn)
                 if is_interruption(second) or not isinstance(second, psycopg2.Error | ConnectionLost):
