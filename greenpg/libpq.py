@@ -58,6 +58,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "PQcancelPoll": (_int, [_pointer]),
     "PQcancelSocket": (_int, [_pointer]),
     "PQcancelErrorMessage": (_text, [_pointer]),
+    "PQcancelReset": (None, [_pointer]),
     "PQcancelFinish": (None, [_pointer]),
 }
 

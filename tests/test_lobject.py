@@ -157,10 +157,13 @@ def test_autocommit(conn):
     conn.autocommit = True
     with pytest.raises(psycopg2.ProgrammingError, match="outside of transactions"):
         conn.lobject()
-    conn.cursor().execute("BEGIN")
-    lo = conn.lobject()  # psycopg2 refuses here as well
-    lo.write("x")
+    conn.cursor().execute("BEGIN")  # psycopg2 doesn't know of it
+    with pytest.raises(psycopg2.ProgrammingError, match="outside of transactions"):
+        conn.lobject()
     conn.cursor().execute("ROLLBACK")
+    with conn.transaction():
+        lo = conn.lobject()
+        lo.write("x")
     with pytest.raises(psycopg2.ProgrammingError, match="outside of transactions"):
         lo.read()
 

@@ -29,7 +29,7 @@ from ..hubs import hub
 from .bulk.pacing import SHORTEST_PAUSE
 from .cursor import Cursor
 from .guarded_connection import GuardedConnection
-from .interrupting import cut_off, end_deadline
+from .interrupting import cut_off, end_deadline, end_deadline_after
 from .server_errors import error_of, text_codec
 
 _ReplicationCursor: Any = _psycopg.ReplicationCursor
@@ -67,7 +67,7 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
         finally:
             if gate.interruption is not None:
                 try:
-                    self._stop_quietly()
+                    self._stop_quietly(gate.interruption)
                 except BaseException as second:
                     gate.hold_back(second)
             gate.leave(outer_call)
@@ -153,8 +153,8 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
     def _stream(self) -> Iterator[Any]:
         try:
             yield from self._messages(self._status_interval)
-        except BaseException:
-            self._stop_quietly()
+        except BaseException as exception:
+            self._stop_quietly(exception)
             raise
         self.stop_replication()
 
@@ -165,21 +165,24 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
         there is no stream it does nothing. Raises `psycopg2.OperationalError` when the server doesn't end the stream
         within 5 s: then the connection is closed.
         """
+        self._stop(end_deadline())
+
+    def _stop(self, give_up_at: float) -> None:
         conn = self.connection
         if conn.closed or not self._is_streaming():
             return
         with conn._gate.occupied():
             try:
-                _end_stream(conn, end_deadline())
+                _end_stream(conn, give_up_at)
                 conn._note_stopped_stream()
             except BaseException:
                 cut_off(conn)
                 raise
 
-    def _stop_quietly(self) -> None:
+    def _stop_quietly(self, exception: BaseException) -> None:
         """After an exception, which is of more interest than one of stopping."""
         try:
-            self.stop_replication()
+            self._stop(end_deadline_after(self.connection, exception))
         except psycopg2.Error as error:
             if is_interruption(error):
                 raise

@@ -10,6 +10,8 @@ Rules that every hub keeps (tests/test_hubs.py checks them on all of them):
   suspends it, unchanged; nothing that belonged to the wait is left behind. `FdWaiter.wait_*`, `Event.wait` and `sleep`
   note on it that it was thrown in (`errors.is_interruption`), whatever its class: the other two raise errors of
   their own as well.
+- In the event loop itself (a callback, a finalizer that runs there) nothing can be suspended: there `FdWaiter.wait_*`
+  block, for `LONGEST_BLOCK` at most, and say False then; `sleep` blocks; `Event.wait` raises the loop's error.
 - A native thread without an event loop of its own may call everything: it then blocks itself, nobody else.
 """
 
@@ -19,6 +21,9 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+
+#: Seconds that a wait in the event loop itself may stop the program.
+LONGEST_BLOCK = 1.0
 
 #: What `socket.getaddrinfo` gives for one address.
 AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]
@@ -101,6 +106,13 @@ class Hub(Protocol):
 
     def current(self) -> object:
         """The running task, as something that can be compared and hashed."""
+
+    def hold(self, task: object) -> Callable[[], object | None]:
+        """A reference to a task by which it can be told from others, and which doesn't keep it alive. Called, it gives
+        the task, or None when it is gone. Doesn't suspend."""
+
+    def is_in_loop(self) -> bool:
+        """Whether it is the event loop itself that calls, which can't be suspended. Doesn't suspend."""
 
     def describe(self, task: object) -> str:
         """The name of a task that `current()` gave, for a message."""

@@ -6,17 +6,19 @@ import functools
 import math
 import socket
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import gevent
 from gevent import getcurrent, monkey
 from gevent._hub_local import get_hub_if_exists  # gevent.get_hub() would make a hub for any thread that asks
+from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import MAIN_THREAD_IDENT, get_hub
 from gevent.hub import Hub as _Loop
 
 from ..errors import note_interruption
-from .base import AddressInfo, Event, FdWaiter, T
+from .base import LONGEST_BLOCK, AddressInfo, Event, FdWaiter, T
 from .threads import ThreadsHub
 
 _READ, _WRITE = 1, 2
@@ -68,6 +70,8 @@ class GeventFdWaiter:
                 hub.switch()
                 return True
             return _switch_until(hub, task, deadline)
+        except BlockingSwitchOutError:
+            return self._block("wait_read", deadline)
         except BaseException as exception:
             note_interruption(exception)
             raise
@@ -90,11 +94,21 @@ class GeventFdWaiter:
                 hub.switch()
                 return True
             return _switch_until(hub, task, deadline)
+        except BlockingSwitchOutError:
+            return self._block("wait_write", deadline)
         except BaseException as exception:
             note_interruption(exception)
             raise
         finally:
             watcher.stop()
+
+    def _block(self, wait: str, deadline: float | None) -> bool:
+        """It is the hub that wants to wait."""
+        latest = time.monotonic() + LONGEST_BLOCK
+        is_ready: bool = getattr(self._natives.fd_waiter(self._fd), wait)(
+            latest if deadline is None else min(deadline, latest)
+        )
+        return is_ready
 
     def _elsewhere(self) -> FdWaiter:
         """The descriptor has come to another thread: watchers belong to one loop."""
@@ -246,6 +260,7 @@ class GeventHub:
     name = "gevent"
     now = staticmethod(time.monotonic)
     current = staticmethod(getcurrent)
+    hold: Any = weakref.ref
 
     def __init__(self) -> None:
         self._natives = _native_hub()
@@ -278,6 +293,8 @@ class GeventHub:
             return
         try:
             gevent.sleep(seconds)
+        except BlockingSwitchOutError:
+            self._natives.sleep(seconds)
         except BaseException as exception:
             note_interruption(exception)
             raise
@@ -287,6 +304,9 @@ class GeventHub:
             self._natives.spawn(function, *args)
         else:
             gevent.spawn(function, *args)
+
+    def is_in_loop(self) -> bool:
+        return getcurrent() is get_hub_if_exists()
 
     def describe(self, task: object) -> str:
         if getattr(task, "parent", None) is None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import psycopg2
 
-from ..hubs import hub
 from .core import PoolCore
 from .slot import LENT
 
@@ -36,13 +35,13 @@ def loans_of(core: PoolCore, stacks: bool) -> list[Loan]:
     with core.mutex:
         now = core.now()
         lent = [
-            (slot.holder, now - slot.lent_at, slot.conn)
+            (slot.describe_holder(), now - slot.lent_at, slot.conn, slot.holder and slot.holder())
             for slot in core.ledger.slots
             if slot.state is LENT and slot.lent_at
         ]
     return [
-        Loan(hub().describe(holder), seconds, _backend_pid(conn), _stack_of(holder) if stacks else None)
-        for holder, seconds, conn in sorted(lent, key=lambda loan: -loan[1])
+        Loan(holder, seconds, _backend_pid(conn), _stack_of(task) if stacks else None)
+        for holder, seconds, conn, task in sorted(lent, key=lambda loan: -loan[1])
     ]
 
 

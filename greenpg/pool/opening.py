@@ -6,6 +6,7 @@ A task has the pool's core by a weak reference while it waits: a pool that is fo
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import random
 import weakref
@@ -65,10 +66,21 @@ def start_workers(core: PoolCore) -> None:
             raise
 
 
-def replace(core: PoolCore, slot: Slot) -> None:
-    """Close the slot's connection, and open another one if it's needed. Doesn't suspend."""
-    core.discard(slot)
-    start_workers(core)
+def replace(core: PoolCore, slot: Slot, is_silent: bool = False) -> None:
+    """Close the slot's connection, and open another one if it's needed: when the server's process has ended, or at once
+    if the connection is silent. Doesn't suspend."""
+    remains = core.discard(slot, is_silent)
+    if remains is None:
+        start_workers(core)
+    else:
+        remains.when_over(functools.partial(_ended, weakref.ref(core), slot))
+
+
+def _ended(core_ref: weakref.ref[PoolCore], slot: Slot) -> None:
+    core = core_ref()
+    if core is not None:
+        core.ended(slot)
+        start_workers(core)
 
 
 def _work(core_ref: weakref.ref[PoolCore], workers: Workers) -> None:

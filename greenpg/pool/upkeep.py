@@ -76,21 +76,21 @@ def _report_leaks(core: PoolCore, now: float, leak_after: float) -> None:
             for slot in core.ledger.slots
             if slot.state is LENT and slot.lent_at and now - slot.lent_at >= leak_after and slot.stack
         ]
-        reports = [(slot.holder, now - slot.lent_at, slot.conn, slot.stack) for slot in leaks]
+        reports = [(slot.describe_holder(), now - slot.lent_at, slot.conn, slot.stack) for slot in leaks]
         for slot in leaks:
             slot.stack = None  # once
     for holder, seconds, conn, stack in reports:
         logger.warning(
             "pool %r: %s has held a connection for %.1f s (leak_after is %s): %s; last statement: %s; taken at:\n%s",
             core.options.name,
-            hub().describe(holder),
+            holder,
             seconds,
             leak_after,
             conn,
             conn._last_statement or "unknown, for lack of a greenpg.SqlLog",
             "".join(stack or []).rstrip(),
         )
-        core.note_leak(conn, f"{hub().describe(holder)} has held it for {seconds:.1f} s")
+        core.note_leak(conn, f"{holder} has held it for {seconds:.1f} s")
 
 
 def check_idle_connections(core: PoolCore) -> None:

@@ -112,6 +112,7 @@ def settings(conn: Connection) -> None:
     assert_type(conn.notices, list[str])
     assert_type(conn.statement_deadline, "float | None")
     conn.statement_deadline = 30.0
+    conn.interruption_grace, conn.ending_timeout = 1.0, 30.0
     conn.reset()
 
 

@@ -101,7 +101,7 @@ class Copy(Occupant):
             if exc is None:
                 self._finish()
             elif not conn.closed:
-                self._abandon(f"error from Python: {type(exc).__name__}: {exc}")
+                self._abandon(f"error from Python: {type(exc).__name__}: {exc}", exc)
         except BaseException as second:
             if not conn.closed and conn._gate.owner is self:
                 self._end_or_cut_off(second)
@@ -129,11 +129,11 @@ class Copy(Occupant):
         if outcome.status == libpq.FATAL_ERROR:
             raise error_of(outcome, self._conn, self._cursor)
 
-    def _abandon(self, reason: str) -> None:
+    def _abandon(self, reason: str, exception: BaseException | None = None) -> None:
         channel = self._active("copy")
         with _Turn(self):
             if channel.direction is not None and not self._at_end:
-                channel.abandon(reason)
+                channel.abandon(reason, exception)
             self._settle(channel.outcome())
 
     def _end_or_cut_off(self, exception: BaseException) -> None:
@@ -144,7 +144,7 @@ class Copy(Occupant):
         is_interrupted = is_interruption(exception) or not isinstance(exception, psycopg2.Error)
         if self._channel is not None and self._channel.direction is None and is_interrupted:
             try:  # interrupted while waiting for the outcome
-                self._settle(self._channel.cancel_outcome())
+                self._settle(self._channel.cancel_outcome(exception))
                 return
             except BaseException as second:
                 if is_interruption(second) or not isinstance(second, psycopg2.Error | ConnectionLost):

@@ -95,12 +95,12 @@ class CopyChannel(Channel):
 
     # -- the end
 
-    def abandon(self, reason: str) -> None:
-        """End the data phase early, on the server as well. Takes `END_TIMEOUT` at most.
+    def abandon(self, reason: str, exception: BaseException | None = None) -> None:
+        """End the data phase early, on the server as well, because of the exception. See `end_deadline_after()`.
 
         Raises `psycopg2.OperationalError` if that isn't enough: then the connection is good for nothing any more.
         """
-        give_up_at = self._give_up_later()
+        give_up_at = self._give_up_later(exception)
         if self.direction == libpq.COPY_IN:
             self.finish_writing(reason)
         else:
@@ -126,9 +126,9 @@ class CopyChannel(Channel):
             raise ConnectionLost
         return outcome
 
-    def cancel_outcome(self) -> libpq.Result:
-        """`outcome()` when nobody wants to wait for it any more. Takes `END_TIMEOUT` at most, as `abandon()`."""
-        end_on_server(self._conn, _Outcome(self._conn, self._waiter), self._give_up_later())
+    def cancel_outcome(self, exception: BaseException) -> libpq.Result:
+        """`outcome()` when nobody wants to wait for it any more, because of the exception, as `abandon()`."""
+        end_on_server(self._conn, _Outcome(self._conn, self._waiter), self._give_up_later(exception))
         return self.outcome()
 
     # -- as what is running on the server: its data, that is
@@ -173,6 +173,18 @@ def is_ready_for_copy(error: psycopg2.Error) -> bool:
     return str(error).startswith("can't execute COPY ")
 
 
+def end_copy_begun(conn: GuardedConnection, waiter: FdWaiter) -> None:
+    """End the COPY that the server is ready for, if it is. Suspends. If it raises, the connection can't be kept."""
+    channel = CopyChannel(conn, waiter)
+    if channel.direction is None:
+        return
+    try:
+        channel.abandon("COPY was started by execute()")
+        channel.outcome()
+    except ConnectionLost:
+        raise psycopg2.OperationalError("the connection was lost during a COPY") from None
+
+
 def end_stray_copy(conn: GuardedConnection, error: psycopg2.Error) -> None:
     """End a COPY that was started by `execute()`, which psycopg2 refuses after the fact: by this error. Suspends.
 
@@ -183,13 +195,10 @@ def end_stray_copy(conn: GuardedConnection, error: psycopg2.Error) -> None:
     gate = conn._gate
     with gate.occupied():
         try:
-            channel = CopyChannel(conn, gate.waiter_of(conn))
-            if channel.direction is not None:
-                channel.abandon("COPY was started by execute()")
-                channel.outcome()
+            end_copy_begun(conn, gate.waiter_of(conn))
         except BaseException as exception:
             cut_off(conn)
-            if is_interruption(exception) or not isinstance(exception, ConnectionLost | psycopg2.Error):
+            if is_interruption(exception) or not isinstance(exception, psycopg2.Error):
                 if gate.interruption is not None:
                     gate.hold_back(exception)  # the later one comes out
                 raise

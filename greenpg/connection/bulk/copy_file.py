@@ -16,12 +16,13 @@ import psycopg2
 from psycopg2 import extensions
 
 from ... import libpq
+from ...driver import set_rowcount
 from ...errors import is_interruption
 from ...hubs import FdWaiter
-from ..cancel import shut_down
 from ..guarded_connection import GuardedConnection
 from ..guarded_cursor import GuardedCursor, Query
 from ..interrupting import interrupt, note_first
+from ..remains import give_up
 from ..server_errors import text_codec
 from .channel import ConnectionLost
 from .copy_channel import CopyChannel, end_stray_copy
@@ -74,18 +75,20 @@ class FileCopy:
     @staticmethod
     def _abandon(channel: CopyChannel, conn: GuardedConnection, exception: BaseException) -> None:
         try:
-            channel.abandon(f"{type(exception).__name__}: {exception}")
+            channel.abandon(f"{type(exception).__name__}: {exception}", exception)
         except ConnectionLost:
             pass
         except BaseException as second:
-            shut_down(conn)
+            give_up(conn)
             if isinstance(second, psycopg2.Error) and not is_interruption(second):
                 conn._gate.hold_back(exception)
                 raise
             note_first(second, exception)
             conn._gate.hold_back(second)
             # Any other exception would make the callback try once more to save the connection.
-            raise psycopg2.OperationalError("interrupted again while ending a COPY") from second
+            raise psycopg2.OperationalError("interrupted again while ending a COPY") from None
+        finally:
+            del exception  # its context may get to refer to this frame
 
     def _send(self, channel: CopyChannel, conn: GuardedConnection) -> None:
         write, size = channel.write, self._size
@@ -227,4 +230,6 @@ def _run(cursor: GuardedCursor, name: str, sql: Any, file: Any, size: int) -> No
         raise
     finally:
         gate.copying(None)
+        if gate.interruption is not None:
+            set_rowcount(cursor, -1)  # though all of the data may have come
         gate.leave(outer_call)
