@@ -3,7 +3,9 @@
 It imports nothing but what Python has imported already, until the program itself is there: what is imported before the
 monkey-patching is what is to be found out.
 
-    probe.py OUTPUT_FD DSN APP CONFIG WORKER_CLASS WORKERS SECONDS     (an empty one: not given)
+    probe.py OUTPUT_FD APP CONFIG WORKER_CLASS WORKERS SECONDS     (an empty one: not given)
+
+The DSN comes in the environment, where other users can't read its password.
 """
 
 import os
@@ -85,7 +87,8 @@ def _bring_up(app: str, config: str, worker_class: str, workers: str) -> int | N
 
 
 def main() -> None:
-    output, dsn, app, config, worker_class, workers, seconds = sys.argv[1:]
+    output, app, config, worker_class, workers, seconds = sys.argv[1:]
+    dsn = os.environ.pop("GREENPG_DOCTOR_DSN", "")
     sys.path[0] = os.getcwd()  # it was this file's folder
     os.dup2(2, 1)  # what the program prints is not the report
     failure = None

@@ -27,13 +27,14 @@ def examine_program(
     class, with gunicorn's configuration file `config`. Takes a minute at most."""
     reading, writing = os.pipe()
     probe = Path(__file__).with_name("probe.py")
-    given = [dsn, app, config, worker_class, workers, seconds]
+    given = [app, config, worker_class, workers, seconds]
     arguments = ["" if value is None else str(value) for value in given]
     process = subprocess.Popen(
         [sys.executable, str(probe), str(writing), *arguments],
         pass_fds=[writing],
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr,
+        env=os.environ | {"GREENPG_DOCTOR_DSN": dsn or ""},
     )
     os.close(writing)
     alarm = threading.Timer(_LONGEST, process.kill)
