@@ -14,7 +14,7 @@ import psycopg2.errors
 import psycopg2.extras
 import pytest
 from kit import Killed, Task, is_waiting, run_all, usable, wait_until
-from psycopg2 import extensions
+from psycopg2 import _psycopg, extensions
 
 import greenpg
 from greenpg.connection import interrupting
@@ -945,9 +945,9 @@ def test_forgotten_block_and_the_pool(make_pool, admin):
 @pytest.fixture
 def no_wait_callback():
     callback = extensions.get_wait_callback()
-    extensions.set_wait_callback(None)
+    _psycopg.set_wait_callback(None)
     yield
-    extensions.set_wait_callback(callback)
+    _psycopg.set_wait_callback(callback)
 
 
 @pytest.mark.may_block
@@ -975,9 +975,9 @@ def test_without_a_wait_callback(dsn, no_wait_callback):
 def test_connection_made_before_patching(dsn):
     """psycopg2 has made it blocking; COPY doesn't block all the same."""
     callback = extensions.get_wait_callback()
-    extensions.set_wait_callback(None)
+    _psycopg.set_wait_callback(None)
     conn = greenpg.connect(dsn)
-    extensions.set_wait_callback(callback)
+    _psycopg.set_wait_callback(callback)
     cur = conn.cursor()
     cur.execute("CREATE TEMP TABLE item (id int, name text)")
     cur.copy_from(Reader([b"1\tx\n" * 100_000]), "item")

@@ -14,6 +14,7 @@ from ...errors import is_interruption, note_failed_to_connect
 from ...hubs import hub
 from ..composing import compose
 from ..connection import Connection
+from ..installing import settle
 from ..wait_callback import wait_by_poll
 from .dsn import checked_dsn
 from .look_up import look_up
@@ -65,6 +66,7 @@ def connect_for_psycopg2(
 
 
 def _connect(dsn: str, connection_factory: Any, total_connect_timeout: float | None, **asynchronous: Any) -> Any:
+    settle()
     factory = Connection if connection_factory is None else compose(connection_factory, Connection)
     if extensions.get_wait_callback() is None:  # libpq does it all, in C
         return _psycopg2_connect(dsn, connection_factory=factory, **asynchronous)
@@ -99,6 +101,7 @@ def connect_asynchronous(dsn: str, begun: Callable[[Any], object]) -> Any:
         conn._given_dsn = dsn
         return conn
 
+    settle()
     return _connect_in_time(dsn, None, open_and_wait)
 
 
