@@ -16,6 +16,7 @@ from ..composing import compose
 from ..connection import Connection
 from ..installing import settle
 from ..wait_callback import wait_by_poll
+from .client_check import is_refusal, note_taken, options_with_check
 from .dsn import checked_dsn
 from .look_up import look_up
 from .route import Host, Route, find_route
@@ -40,7 +41,9 @@ def connect(
     libpq's `connect_timeout` (whole seconds; from the DSN, a keyword, the service file or PGCONNECT_TIMEOUT) limits
     each address of each host, the look-up of its name included; `total_connect_timeout` (seconds; default: no limit)
     limits all of them together. For TCP, keepalives and `tcp_user_timeout` have defaults by which a peer that is gone
-    is noticed within about a minute; keywords of these names change them.
+    is noticed within about a minute; keywords of these names change them. The server is asked to look every 10 s, while
+    it works, whether this side is still there (`client_connection_check_interval`, PostgreSQL 14 and later), unless
+    libpq's `options` say something of that: `options="-c client_connection_check_interval=0"`.
     """
     asynchronous = {key: kwargs.pop(key) for key in ("async", "async_") if key in kwargs}
     if total_connect_timeout is not None and not total_connect_timeout > 0:
@@ -72,7 +75,8 @@ def _connect(dsn: str, connection_factory: Any, total_connect_timeout: float | N
         return _psycopg2_connect(dsn, connection_factory=factory, **asynchronous)
     if any(asynchronous.values()):
         route, hosts, _ = _prepare(dsn, total_connect_timeout)
-        conn = _psycopg2_connect(route.dsn_to(hosts), connection_factory=factory, **asynchronous)
+        options = options_with_check(route, only_if_known=True)  # nobody here would see it refused
+        conn = _psycopg2_connect(route.dsn_to(hosts, options), connection_factory=factory, **asynchronous)
     else:
         conn = _connect_in_time(
             dsn, total_connect_timeout, lambda found: _psycopg2_connect(found, connection_factory=factory)
@@ -120,12 +124,16 @@ def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable
     """Let libpq try the hosts; whenever one has had its time, begin again without it."""
     deadline = None if total_timeout is None else time.monotonic() + total_timeout
     route, hosts, failures = _prepare(dsn, total_timeout)
+    options = options_with_check(route)
     task = hub().current()
     while True:
         watch = ConnectWatch(route.timeout, deadline)
         try:
             with watching(task, watch):
-                return connect_to(route.dsn_to(hosts))
+                conn = connect_to(route.dsn_to(hosts, options))
+            if options is not None:
+                note_taken(route)
+            return conn
         except HostTimedOut:
             host = watch.timed_out(hosts)
             failures.append(f"connection to {host} failed: timeout expired")
@@ -135,6 +143,9 @@ def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable
         except psycopg2.OperationalError as error:
             if is_interruption(error):
                 raise
+            if options is not None and is_refusal(route, str(error)):
+                options = None
+                continue
             raise psycopg2.OperationalError("\n".join([*failures, watch.complete(str(error))])) from None
 
 
