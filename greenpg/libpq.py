@@ -166,7 +166,7 @@ def connection_options(dsn: str) -> dict[str, str]:
         function("PQfinish")(conn)
 
 
-def current_host(pgconn: int) -> tuple[str, str, str]:
+def current_host(pgconn: int | None) -> tuple[str, str, str]:
     """Host, IP address and port of the server to which the connection is, or is being, made. Empty where unknown."""
     host, address, port = (function(name)(pgconn) or b"" for name in ("PQhost", "PQhostaddr", "PQport"))
     return host.decode(), address.decode(), port.decode()
@@ -175,7 +175,7 @@ def current_host(pgconn: int) -> tuple[str, str, str]:
 _peeked = ctypes.create_string_buffer(16 * 1024)
 
 
-def peek(pgconn: int) -> bytes:
+def peek(pgconn: int | None) -> bytes:
     """The next bytes that the server has sent (16 KiB at most), left where they are; b"": there are none, or the
     connection's encryption doesn't let them be seen. Doesn't suspend."""
     memory = _peeked
@@ -198,7 +198,7 @@ def overwrite_error_field(result: int, name: str, value: bytes) -> None:
     ctypes.memmove(find(result, ord(DIAGNOSTICS[name])), value + b"\0", len(value) + 1)
 
 
-def overwrite_error_message(pgconn: int, message: bytes) -> None:
+def overwrite_error_message(pgconn: int | None, message: bytes) -> None:
     """Write another message over the connection's last one, which must be at least as long."""
     find = _handles()[0]["PQerrorMessage"]
     find.restype, find.argtypes = _pointer, [_pointer]
@@ -255,7 +255,7 @@ class Result:
     diagnostics: dict[str, bytes] = field(default_factory=dict)
 
 
-def next_result(pgconn: int) -> Result | None:
+def next_result(pgconn: int | None) -> Result | None:
     """PQgetResult: None when the statement is through. Blocks unless PQisBusy has said that it won't.
 
     While a COPY is under way it gives, each time, a result with the status COPY_IN or COPY_OUT.
@@ -285,7 +285,7 @@ def copied_out(address: int) -> Result:
         function("PQclear")(address)
 
 
-def copy_in_progress(pgconn: int) -> int | None:
+def copy_in_progress(pgconn: int | None) -> int | None:
     """COPY_IN, COPY_OUT or COPY_BOTH while that is under way, else None. Not for use while a result may be pending:
     it would be lost. Never blocks."""
     if function("PQisBusy")(pgconn):
@@ -308,7 +308,7 @@ class CopyReader:
     BLOCK_BYTES = 128 * 1024
     _ROWS = 1000
 
-    def __init__(self, pgconn: int) -> None:
+    def __init__(self, pgconn: int | None) -> None:
         handle = _handles()[0]
         try:
             self._getline = handle["PQgetlineAsync"]

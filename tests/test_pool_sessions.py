@@ -154,6 +154,8 @@ def test_nothing_is_left_to_the_next_borrower(pool, admin, do_mischief):
     conn = do_mischief(pool)
     wait_until(lambda: advisory_locks(admin) == 0)  # it doesn't take a next borrower to give them back
     again = check_traces(pool)
+    wait_until(lambda: pool.get_stats()["pool_available"] == 1)  # a task of the pool's resets it again
+    wait_until(lambda: pool.get_stats()["pool_available"] == 1)  # the reset is over
     assert again is conn or conn is None
     assert not again.autocommit
     assert again.isolation_level is None
@@ -247,7 +249,7 @@ def test_kill_in_the_reset_is_not_the_borrowers(make_pool, admin):
         hub().sleep(5)
 
     task = Task(work)
-    wait_until(lambda: pool._ledger.resetting)
+    wait_until(lambda: pool._core.ledger.resetting)
     task.throw(Killed())
     with pytest.raises(Killed):
         task.result()
