@@ -15,6 +15,7 @@ from ...hubs import hub
 from ..composing import compose
 from ..connection import Connection
 from ..installing import settle
+from ..running import note_connection
 from ..wait_callback import wait_by_poll
 from .client_check import is_refusal, note_taken, options_with_check
 from .dsn import checked_dsn
@@ -107,11 +108,14 @@ def connect_for_psycopg2(
 ) -> Any:
     """What stands in for `psycopg2._connect` while patched."""
     try:
-        return _connect(dsn, connection_factory, total_connect_timeout, **asynchronous)
+        conn = _connect(dsn, connection_factory, total_connect_timeout, **asynchronous)
     except psycopg2.Error as error:
         if not is_interruption(error):
             note_failed_to_connect(error)
         raise
+    if isinstance(conn, Connection):
+        note_connection(conn)
+    return conn
 
 
 def _connect(dsn: str, connection_factory: Any, total_connect_timeout: float | None, **asynchronous: Any) -> Any:
