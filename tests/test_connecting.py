@@ -12,7 +12,7 @@ from proxy import Proxy
 from psycopg2 import extensions
 
 import greenpg
-from greenpg.connection.connect import client_check, connecting
+from greenpg.connection.connect import client_check, connecting, look_up
 from greenpg.connection.connect import watch as watch_module
 from greenpg.connection.connect.route import Host, find_route
 from greenpg.hubs import hub
@@ -52,7 +52,7 @@ def full_port():
 def names(monkeypatch):
     """Names that resolve to what the test says, on whatever hub."""
     table = {}
-    resolve = hub().resolve
+    resolve = hub().natives().resolve
 
     def resolve_from_table(name, port):
         if name not in table:
@@ -64,7 +64,7 @@ def names(monkeypatch):
             raise answer
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in answer]
 
-    monkeypatch.setattr(hub(), "resolve", resolve_from_table)
+    monkeypatch.setattr(hub().natives(), "resolve", resolve_from_table)
     return table
 
 
@@ -431,3 +431,109 @@ def test_refusals_as_servers_and_poolers_say_them(message, refused, unknown_serv
     route = find_route("host=nowhere dbname=app")
     assert client_check.is_refusal(route, message) == refused
     assert (client_check.options_with_check(route) is None) == refused
+
+
+# -- names that hang
+
+
+@pytest.fixture
+def hanging(names):
+    """A function that lets names hang until the test is over."""
+    ended = []
+    sleep = hub().natives().sleep
+
+    def hang():
+        while not ended:
+            sleep(0.01)
+        raise OSError("name server does not answer")
+
+    def let_hang(*hung):
+        names.update(dict.fromkeys(hung, hang))
+
+    yield let_hang
+    ended.append(True)
+    wait_until(lambda: not any(look_up._under_way.values()))
+
+
+def test_a_name_that_hangs_takes_no_time_from_the_next(parameters, names, hanging):
+    hanging("nowhere.example")
+    names["db.example"] = ["127.0.0.1"]
+    started = time.monotonic()
+    others = parameters_without_host(parameters)
+    conn = greenpg.connect(host="nowhere.example,db.example", **others, connect_timeout=1)
+    assert 0.9 < time.monotonic() - started < 5
+    assert conn.info.host == "db.example"
+    conn.close()
+
+
+def test_a_later_name_that_hangs_is_not_waited_for(parameters, names, hanging):
+    hanging("nowhere.example")
+    names["db.example"] = ["127.0.0.1"]
+    started = time.monotonic()
+    conn = greenpg.connect(host="db.example,nowhere.example", **parameters_without_host(parameters))
+    assert time.monotonic() - started < 3
+    conn.close()
+
+
+def test_abandoned_look_ups_starve_nobody(parameters, names, hanging):
+    hung = [f"nowhere{n}.example" for n in range(40)]
+    hanging(*hung)
+    names["db.example"] = ["127.0.0.1"]
+    others = parameters_without_host(parameters)
+
+    def fails(name):
+        with pytest.raises(psycopg2.OperationalError, match=f'"{name}" to address: timeout expired'):
+            greenpg.connect(host=name, **others, connect_timeout=1)
+
+    tasks = [Task(fails, name) for name in hung]
+    hub().sleep(0.2)
+    started = time.monotonic()
+    greenpg.connect(host="db.example", **others, connect_timeout=2).close()
+    assert time.monotonic() - started < 2
+    for task in tasks:
+        task.result()
+
+
+def test_who_looks_the_same_name_up_shares_the_look_up(names, hanging):
+    hanging("nowhere.example")
+
+    def fails():
+        with pytest.raises(psycopg2.OperationalError, match="timeout expired"):
+            greenpg.connect(host="nowhere.example", connect_timeout=2)
+
+    tasks = [Task(fails) for _ in range(10)]
+    wait_until(lambda: look_up._under_way.get("nowhere.example"))
+    assert len(look_up._under_way["nowhere.example"]) == 1
+    for task in tasks:
+        task.result()
+
+
+def test_what_comes_late_is_used_when_the_others_fail(parameters, names):
+    def slowly():
+        hub().natives().sleep(1.5)
+        return ["127.0.0.1"]
+
+    names["slow.example"] = slowly
+    names["dead.example"] = ["127.0.0.9"]  # where the server doesn't listen
+    conn = greenpg.connect(
+        host="dead.example,slow.example", **parameters_without_host(parameters), total_connect_timeout=10
+    )
+    assert conn.info.host == "slow.example"
+    conn.close()
+
+
+def test_all_names_are_given_to_libpq_where_it_chooses(names):
+    names["one.example"] = ["127.0.0.1"]
+
+    def slowly():
+        hub().natives().sleep(0.5)
+        return ["127.0.0.2"]
+
+    names["two.example"] = slowly
+    for options, expected in (("", 1), (" target_session_attrs=prefer-standby", 2), (" load_balance_hosts=random", 2)):
+        found = look_up.Names(find_route(f"host=one.example,two.example{options}"), None).next_hosts()
+        assert len(found) == expected
+
+
+def parameters_without_host(parameters):
+    return {name: value for name, value in parameters.items() if name != "host"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -11,11 +10,10 @@ from typing import Any
 
 import eventlet
 from eventlet import hubs, patcher, tpool
-from eventlet.green import socket as green_socket
 from greenlet import getcurrent
 
 from ..errors import note_interruption
-from .base import AddressInfo, Event, FdWaiter, T
+from .base import Event, FdWaiter, T
 from .threads import ThreadsHub
 
 _EXPIRED = object()
@@ -232,12 +230,6 @@ class EventletHub:
 
         task.link(link)
         return functools.partial(task.unlink, link)
-
-    def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
-        if self._loop() is None:
-            return self._natives.resolve(host, port)
-        addresses: list[AddressInfo] = green_socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
-        return addresses
 
     def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
         if self._loop() is None:

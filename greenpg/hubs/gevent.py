@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ from gevent.hub import MAIN_THREAD_IDENT, get_hub
 from gevent.hub import Hub as _Loop
 
 from ..errors import note_interruption
-from .base import AddressInfo, Event, FdWaiter, T
+from .base import Event, FdWaiter, T
 from .threads import ThreadsHub
 
 _READ, _WRITE = 1, 2
@@ -308,13 +307,6 @@ class GeventHub:
 
         task.rawlink(link)
         return functools.partial(task.unlink, link)
-
-    def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
-        hub = self._loop()
-        if hub is None:
-            return self._natives.resolve(host, port)
-        addresses: list[AddressInfo] = hub.resolver.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
-        return addresses
 
     def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
         hub = self._loop()

@@ -19,8 +19,8 @@ from ..running import note_connection
 from ..wait_callback import wait_by_poll
 from .client_check import is_refusal, note_taken, options_with_check
 from .dsn import checked_dsn
-from .look_up import look_up
-from .route import Host, Route, find_route
+from .look_up import Names
+from .route import find_route
 from .watch import ConnectWatch, HostTimedOut, watching
 
 T = TypeVar("T")
@@ -124,7 +124,11 @@ def _connect(dsn: str, connection_factory: Any, total_connect_timeout: float | N
     if extensions.get_wait_callback() is None:  # libpq does it all, in C
         return _psycopg2_connect(dsn, connection_factory=factory, **asynchronous)
     if any(asynchronous.values()):
-        route, hosts, _ = _prepare(dsn, total_connect_timeout)
+        route = find_route(dsn)
+        names = Names(route, None if total_connect_timeout is None else time.monotonic() + total_connect_timeout)
+        hosts = names.next_hosts(everything=True)
+        if route.hosts and not hosts:
+            raise psycopg2.OperationalError("\n".join(names.failures))
         options = options_with_check(route, only_if_known=True)  # nobody here would see it refused
         conn = _psycopg2_connect(route.dsn_to(hosts, options), connection_factory=factory, **asynchronous)
     else:
@@ -159,21 +163,15 @@ def connect_asynchronous(dsn: str, begun: Callable[[Connection | None], object])
     return _connect_in_time(dsn, None, open_and_wait)
 
 
-def _prepare(dsn: str, total_timeout: float | None) -> tuple[Route, list[Host], list[str]]:
-    """The way to the server, names looked up: hosts to try, and what went wrong with others. Suspends."""
-    deadline = None if total_timeout is None else time.monotonic() + total_timeout
-    route = find_route(dsn)
-    first_deadline = deadline if route.timeout is None else _earlier(deadline, time.monotonic() + route.timeout)
-    hosts, failures = look_up(route.hosts, first_deadline)
-    if route.hosts and not hosts:
-        raise psycopg2.OperationalError("\n".join(failures))
-    return route, hosts, failures
-
-
 def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable[[str], T]) -> T:
     """Let libpq try the hosts; whenever one has had its time, begin again without it."""
     deadline = None if total_timeout is None else time.monotonic() + total_timeout
-    route, hosts, failures = _prepare(dsn, total_timeout)
+    route = find_route(dsn)
+    names = Names(route, deadline)
+    failures = names.failures
+    hosts = names.next_hosts()
+    if route.hosts and not hosts:
+        raise psycopg2.OperationalError("\n".join(failures))
     options = options_with_check(route)
     task = hub().current()
     while True:
@@ -188,16 +186,16 @@ def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable
             host = watch.timed_out(hosts)
             failures.append(f"connection to {host} failed: timeout expired")
             hosts = [other for other in hosts if other is not host]
-            if not hosts or (deadline is not None and time.monotonic() >= deadline):
-                raise psycopg2.OperationalError("\n".join(failures)) from None
         except psycopg2.OperationalError as error:
             if is_interruption(error):
                 raise
             if options is not None and is_refusal(route, str(error)):
                 options = None
                 continue
-            raise psycopg2.OperationalError("\n".join([*failures, watch.complete(str(error))])) from None
-
-
-def _earlier(deadline: float | None, other: float) -> float:
-    return other if deadline is None else min(deadline, other)
+            failures.append(watch.complete(str(error)))
+            hosts = []
+        if deadline is None or time.monotonic() < deadline:
+            hosts = hosts or names.next_hosts()
+            if hosts:
+                continue
+        raise psycopg2.OperationalError("\n".join(failures))
