@@ -31,6 +31,7 @@ from .errors import ListenerClosed, PoolClosed, PoolTimeout, TooManyRequests, Wa
 from .pool.null_pool import NullConnectionPool
 from .pool.pool import ConnectionPool
 from .pool.registry import close_pools, forget_pool, get_pool
+from .pool.shutdown import shutdown
 from .shared.listener import Listener
 from .shared.mailbox import Gap
 from .shared.shared_connection import SharedConnection
@@ -72,6 +73,7 @@ __all__ = [
     "is_patched",
     "patch",
     "serve_top",
+    "shutdown",
     "unpatch",
     "wait",
 ]

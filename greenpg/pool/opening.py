@@ -12,7 +12,7 @@ import random
 import weakref
 from typing import Any
 
-from ..connection.connect.connecting import connect
+from ..connection.connect.connecting import connect_as_instrumented
 from ..connection.connect.dsn import checked_dsn
 from ..connection.connection import Connection
 from ..errors import is_interruption
@@ -217,11 +217,8 @@ def _connect(core: PoolCore, slot: Slot) -> Connection:
     """A new connection, configured. Suspends."""
     options = core.options
     conninfo, kwargs = _connecting_of(options)
-    conn: Connection = connect(  # type: ignore[assignment]  # which puts Connection under the class
-        conninfo,
-        connection_factory=options.connection_class,
-        cursor_factory=kwargs.get("cursor_factory"),
-        **for_libpq(kwargs),
+    conn: Connection = connect_as_instrumented(
+        checked_dsn(conninfo, **for_libpq(kwargs)), options.connection_class, kwargs.get("cursor_factory")
     )
     try:
         if kwargs.get("autocommit"):
