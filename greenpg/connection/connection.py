@@ -10,7 +10,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from .cancel import request_cancel
-from .composing import adopt, compose
+from .composing import adopt, compose, stacked
 from .cursor import Cursor, ServerCursor
 from .deadlines import DeadlineBlock, checked_seconds
 from .gate import Occupant
@@ -54,17 +54,29 @@ class Connection(LargeObjectMixin, NotifyWaits):
     #: Its `SqlLog`, and what it was last told.
     _sql_log: Any = None
     _last_statement: Any = None
+    #: Its `Tracing`: see tracing.py.
+    _tracing: Any = None
     #: A pool's slot for the connection, which may have lent it.
     _lender: Lender | None = None
-    #: What goes under the classes of cursors; a log (sql_log.py) brings others.
+    #: What goes on top of greenpg's cursors: a log's class, and a tracing's; and what comes of that.
+    _log_cursor: type[Cursor] | None = None
+    _tracing_cursor: type[Cursor] | None = None
     _client_cursor: type[Cursor] = Cursor
     _server_cursor: type[ServerCursor] = ServerCursor
 
-    def _attach_log(
-        self, log: Any, client_cursor: type[Cursor] = Cursor, server_cursor: type[ServerCursor] = ServerCursor
-    ) -> None:
-        """Cursors that are made from now on are of these classes, and find the log; None for no log."""
-        self._sql_log, self._client_cursor, self._server_cursor = log, client_cursor, server_cursor
+    def _attach_log(self, log: Any, cursor: type[Cursor] | None = None) -> None:
+        """Cursors that are made from now on have this class on top, and find the log; None for no log."""
+        self._sql_log, self._log_cursor = log, cursor
+        self._choose_cursors()
+
+    def _attach_tracing(self, tracing: Any, cursor: type[Cursor] | None = None) -> None:
+        """The same for a tracing."""
+        self._tracing, self._tracing_cursor = tracing, cursor
+        self._choose_cursors()
+
+    def _choose_cursors(self) -> None:
+        on_top = tuple(filter(None, (self._log_cursor, self._tracing_cursor)))
+        self._client_cursor, self._server_cursor = stacked(on_top, Cursor), stacked(on_top, ServerCursor)
 
     def _note_statement(self, statement: Any) -> None:
         self._last_statement = statement

@@ -19,7 +19,7 @@ from ..errors import is_interruption
 from ..hubs import hub
 from .core import PoolCore
 from .health import IDLE_STATUS, close_quietly, status_name
-from .options import for_libpq
+from .options import PoolOptions, for_libpq
 from .slot import CLOSED, Slot
 from .tasks import Workers
 
@@ -130,10 +130,13 @@ def _try_to_open(core: PoolCore, slot: Slot, backoff: Backoff) -> float | None:
     slot.begin(core.generation)
     stats = core.stats
     stats.connections_num += 1
-    started = core.now()
+    started, tracing = core.now(), core.tracing
+    event = tracing and tracing.begin("connect")
     try:
         conn = _connect(core, slot)
     except Exception as error:
+        if tracing and event:
+            tracing.end(event, error)
         stats.connections_errors += 1
         logger.warning("error connecting in pool %r: %s", core.options.name, describe(error))
         delay = backoff.next_delay(core.now())
@@ -142,13 +145,17 @@ def _try_to_open(core: PoolCore, slot: Slot, backoff: Backoff) -> float | None:
             _give_up(core, slot)
             return None
         return delay
-    stats.connections_ms += (core.now() - started) * 1000.0
+    seconds = core.now() - started
+    stats.connections_ms += seconds * 1000.0
     with core.mutex:
         core.workers.succeeded()
-    if not core.add(slot, conn):
+    is_added = core.add(slot, conn)
+    if not is_added:
         close_quietly(conn)
-        return 0.0
-    return None
+    if tracing and event:
+        event.connection = conn
+        tracing.end(event, seconds=seconds)
+    return None if is_added else 0.0
 
 
 def describe(error: BaseException) -> str:
@@ -193,11 +200,23 @@ def _give_up(core: PoolCore, slot: Slot) -> None:
         logger.exception("pool %r: reconnect_failed raised", options.name)
 
 
+def dsn_of(options: PoolOptions) -> str:
+    """Where a new connection would be made to; functions that say it are called."""
+    conninfo, kwargs = _connecting_of(options)
+    keywords = for_libpq(kwargs)
+    keywords.pop("total_connect_timeout", None)
+    return checked_dsn(conninfo, **keywords)
+
+
+def _connecting_of(options: PoolOptions) -> tuple[str, dict[str, Any]]:
+    conninfo = options.conninfo() if callable(options.conninfo) else options.conninfo
+    return conninfo, dict((options.kwargs() if callable(options.kwargs) else options.kwargs) or {})
+
+
 def _connect(core: PoolCore, slot: Slot) -> Connection:
     """A new connection, configured. Suspends."""
     options = core.options
-    conninfo = options.conninfo() if callable(options.conninfo) else options.conninfo
-    kwargs: dict[str, Any] = dict((options.kwargs() if callable(options.kwargs) else options.kwargs) or {})
+    conninfo, kwargs = _connecting_of(options)
     conn: Connection = connect_as_instrumented(
         checked_dsn(conninfo, **for_libpq(kwargs)), options.connection_class, kwargs.get("cursor_factory")
     )
@@ -206,6 +225,8 @@ def _connect(core: PoolCore, slot: Slot) -> Connection:
             conn.autocommit = True
         if options.statement_deadline is not None:
             conn.statement_deadline = options.statement_deadline
+        if core.tracing is not None:
+            core.trace_statements(conn)
         slot.note_settings(conn, is_bare=True)
         if options.configure is not None:
             options.configure(conn)
