@@ -10,7 +10,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from .cancel import request_cancel
-from .composing import compose
+from .composing import adopt, compose
 from .cursor import Cursor, ServerCursor
 from .deadlines import DeadlineBlock, checked_seconds
 from .gate import Occupant
@@ -208,10 +208,16 @@ class Connection(LargeObjectMixin, NotifyWaits):
         With a `name` it is a server-side one, a `ServerCursor`. Doesn't suspend.
         """
         factory = cursor_factory or _get_cursor_factory(self)
-        if factory is None and name is None and not withhold and scrollable is None:
+        if factory is not None:
+            factory = compose(factory, self._green_class(factory, name))
+        elif name is None and not withhold and scrollable is None:
             return _new_cursor(self, None, self._client_cursor)
-        green: type = self._client_cursor if name is None else self._server_cursor
-        if factory is not None and is_replication_cursor(factory):
-            green = ReplicationCursor
-        factory = green if factory is None else compose(factory, green)
-        return _new_cursor(self, name, factory, withhold, scrollable)
+        cur = _new_cursor(self, name, factory or self._green_class(None, name), withhold, scrollable)
+        if not isinstance(cur, Cursor):  # a function has made it
+            adopt(cur, self._green_class(type(cur), cur.name))
+        return cur
+
+    def _green_class(self, factory: Any, name: Any) -> type:
+        if is_replication_cursor(factory):
+            return ReplicationCursor
+        return self._client_cursor if name is None else self._server_cursor

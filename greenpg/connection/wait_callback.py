@@ -19,7 +19,9 @@ import psycopg2
 from psycopg2 import extensions
 
 from ..errors import DeadlineExceeded, WaitTimeout, is_interruption
+from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import Hub, hub
+from .bulk.copy_channel import end_copy_begun
 from .cancel import shut_down
 from .connect.watch import HostTimedOut, watch_of
 from .interrupting import interrupt
@@ -57,9 +59,11 @@ def make_wait_callback(wait_hub: Hub) -> Callable[[Any], None]:
                     if waiter.wait_read(deadline):
                         continue
                 elif state == _OK:
-                    if gate.file_copy is None or not gate.file_copy.run(conn, waiter, deadline):
-                        return None
-                    continue
+                    if gate.file_copy is not None and gate.file_copy.run(conn, waiter, deadline):
+                        continue
+                    if gate.call is None:
+                        end_copy_begun(conn, waiter)  # the cursor isn't one of greenpg's, which do so themselves
+                    return None
                 elif state == _WRITE:
                     if waiter.wait_write(deadline):
                         continue
@@ -122,8 +126,12 @@ def wait(conn: extensions.connection, timeout: float | None = None) -> None:
     if gate is None:  # psycopg2's own connection, which has none
         return wait_by_poll(conn, hub(), timeout)
     gate.make_way("wait")
-    with gate.occupied():
-        wait_by_poll(conn, hub(), timeout)
+    try:
+        with gate.occupied():
+            wait_by_poll(conn, hub(), timeout)
+    except psycopg2.DatabaseError as error:
+        name_by_sqlstate(error)
+        raise error
     return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import socket
 import time
 import weakref
 from collections import deque
@@ -12,11 +11,10 @@ from typing import Any
 
 import eventlet
 from eventlet import hubs, patcher, tpool
-from eventlet.green import socket as green_socket
 from greenlet import getcurrent
 
 from ..errors import note_interruption
-from .base import LONGEST_BLOCK, AddressInfo, Event, FdWaiter, T
+from .base import LONGEST_BLOCK, Event, FdWaiter, T
 from .threads import ThreadsHub
 
 _EXPIRED = object()
@@ -178,10 +176,13 @@ class EventletHub:
             getaddrinfo=patcher.original("socket").getaddrinfo,
             local=_native_threading.local,
         )
-        self._main_thread = self._natives.current()
+        self._main_thread = _native_threading.main_thread().ident  # which may not be the one that patches
 
     def is_monkey_patched(self) -> bool:
         return bool(patcher.is_monkey_patched("socket"))
+
+    def natives(self) -> ThreadsHub:
+        return self._natives
 
     def _loop(self) -> Any:
         loop = _loop_if_exists()
@@ -243,12 +244,6 @@ class EventletHub:
 
         task.link(link)
         return functools.partial(task.unlink, link)
-
-    def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
-        if self._loop() is None:
-            return self._natives.resolve(host, port)
-        addresses: list[AddressInfo] = green_socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
-        return addresses
 
     def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
         if self._loop() is None:

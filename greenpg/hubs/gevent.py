@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import socket
 import time
 import weakref
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from gevent.hub import MAIN_THREAD_IDENT, get_hub
 from gevent.hub import Hub as _Loop
 
 from ..errors import note_interruption
-from .base import LONGEST_BLOCK, AddressInfo, Event, FdWaiter, T
+from .base import LONGEST_BLOCK, Event, FdWaiter, T
 from .threads import ThreadsHub
 
 _READ, _WRITE = 1, 2
@@ -268,6 +267,9 @@ class GeventHub:
     def is_monkey_patched(self) -> bool:
         return bool(monkey.is_module_patched("socket"))
 
+    def natives(self) -> ThreadsHub:
+        return self._natives
+
     def _loop(self) -> _Loop | None:
         hub = get_hub_if_exists()
         if hub is None and self._natives.current() == MAIN_THREAD_IDENT:
@@ -325,13 +327,6 @@ class GeventHub:
 
         task.rawlink(link)
         return functools.partial(task.unlink, link)
-
-    def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
-        hub = self._loop()
-        if hub is None:
-            return self._natives.resolve(host, port)
-        addresses: list[AddressInfo] = hub.resolver.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
-        return addresses
 
     def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
         hub = self._loop()
