@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
+import greenpg
 from greenpg.hubs import hub
+
+#: The test is for both kinds of pools: with the second, `make_pool` takes `min_size` for `max_size`.
+either_pool = pytest.mark.parametrize("pool_class", [greenpg.ConnectionPool, greenpg.NullConnectionPool])
 
 
 class Killed(BaseException):

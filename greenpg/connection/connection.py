@@ -9,6 +9,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
+from ..errors import is_interruption
 from ..hubs import hub
 from .cancel import CancelRequest, request_cancel, shut_down
 from .composing import compose
@@ -62,6 +63,9 @@ class Connection(LargeObjectMixin, NotifyWaits, GuardedConnection):
     def _note_statement(self, statement: Any) -> None:
         self._last_statement = statement
 
+    def _note_dsn(self, dsn: str) -> None:
+        self._given_dsn = dsn
+
     def _note_stopped_stream(self) -> None:
         self._has_stopped_stream = True
 
@@ -114,6 +118,8 @@ class Connection(LargeObjectMixin, NotifyWaits, GuardedConnection):
             # The server hasn't noticed anything: it would go on with the statement.
             request.send(min(give_up_at, time.monotonic() + _CANCEL_TIMEOUT))
         except psycopg2.OperationalError as error:
+            if is_interruption(error):
+                raise
             logger.warning("could not cancel the statement on %s, which is closed: %s", self, error)
         finally:
             request.close()

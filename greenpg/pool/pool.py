@@ -41,8 +41,8 @@ class ConnectionPool(ManagedPool):
       that is returned. None of them may leave a transaction open; a connection for which one fails is discarded.
       Two values of `reset` have a meaning: "rollback" (default) only ends an open transaction, "session" also takes
       back what a session can keep (settings, temporary tables, advisory locks, LISTEN, cursors, isolation level,
-      autocommit, ...) and calls `configure` again. That rides along with the end of the transaction of `cursor()` and
-      `transaction()`; what is borrowed in other ways takes a round trip more when it comes back.
+      autocommit, ...) and calls `configure` again. A `reset` is run by a task of the pool's own: the borrower doesn't
+      wait for it.
     - `name` (None: "pool-N"): for messages. `timeout` (30): how long `getconn()` waits by default.
     - `max_waiting` (0: no limit): more tasks than that don't get into the line but `TooManyRequests`.
     - `max_lifetime` (3600): a connection older than that, less up to 5 %, is replaced when it comes back.

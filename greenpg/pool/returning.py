@@ -51,7 +51,7 @@ def give_back(core: PoolCore, slot: Slot) -> None:
         core.histograms.held(now - slot.lent_at)
     slot.lent_by = slot.holder = None
     slot.lent_at = 0.0
-    slot.trusted_until = now + options.unchecked_seconds
+    slot.unchecked_until = now + options.unchecked_seconds
     if slot.forget_holder is not None:
         slot.forget_holder()
         slot.forget_holder = None

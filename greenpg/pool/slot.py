@@ -64,7 +64,7 @@ class Slot:
         "stack",
         "state",
         "taken_at",
-        "trusted_until",
+        "unchecked_until",
     )
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Slot:
         self.opened_at = 0.0
         self.expires_at = 0.0
         #: Until then it's lent without a look whether it is alive.
-        self.trusted_until = 0.0
+        self.unchecked_until = 0.0
         #: Connections of its age were found dead: it needs a ping.
         self.is_suspect = False
         #: While somebody has it: who has lent it, since when, and the task it was lent to.
@@ -106,12 +106,12 @@ class Slot:
             self.bare_settings = self.settings
         self.notices, self.notifies = conn.notices, conn.notifies
 
-    def opened(self, conn: Any, now: float, expires_at: float, trusted_until: float) -> None:
+    def opened(self, conn: Any, now: float, expires_at: float, unchecked_until: float) -> None:
         """It has a connection now."""
         self.conn = conn
         self.opened_at = now
         self.expires_at = expires_at
-        self.trusted_until = trusted_until
+        self.unchecked_until = unchecked_until
 
     def proved(self) -> None:
         """A ping has come back."""
@@ -124,7 +124,7 @@ class Slot:
     def suspect(self) -> None:
         """The connection needs a ping before it is lent again."""
         self.is_suspect = True
-        self.trusted_until = 0.0
+        self.unchecked_until = 0.0
 
     def forget_loan(self) -> None:
         """Nobody has it any more, or not by lending."""

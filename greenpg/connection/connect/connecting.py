@@ -76,7 +76,7 @@ def _connect(dsn: str, connection_factory: Any, total_connect_timeout: float | N
             dsn, total_connect_timeout, lambda found: _psycopg2_connect(found, connection_factory=factory)
         )
     if isinstance(conn, Connection):
-        conn._given_dsn = dsn
+        conn._note_dsn(dsn)
     return conn
 
 
@@ -96,7 +96,7 @@ def connect_asynchronous(dsn: str, begun: Callable[[Any], object]) -> Any:
             begun(None)
             conn.close()
             raise
-        conn._given_dsn = dsn
+        conn._note_dsn(dsn)
         return conn
 
     return _connect_in_time(dsn, None, open_and_wait)
