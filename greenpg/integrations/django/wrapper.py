@@ -7,9 +7,12 @@ back. What Django does for psycopg 3's pool is done here for all of its versions
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
+import psycopg2
 import psycopg2.extras
+import psycopg2.sql
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError
 from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
@@ -29,6 +32,15 @@ from .pools import close_pools, find_pool, is_known, pool_options
 _NOT_PARAMETERS = ("pool", "server_side_binding")
 
 
+#: A web server that is stopped kills its workers in the end, and PostgreSQL would go on with what they have asked for.
+_CHECK_CLIENT = """
+    SELECT set_config(name, '1s', false) FROM pg_catalog.pg_settings
+    WHERE name = 'client_connection_check_interval' AND setting = '0'"""
+_CHECKS_CLIENTS = 140000
+
+logger = logging.getLogger("greenpg.django")
+
+
 class ErrorWrapper(DatabaseErrorWrapper):
     """Django's, which leaves alone what was thrown into a wait, whatever its class is."""
 
@@ -44,7 +56,6 @@ class PooledWrapper(BaseDatabaseWrapper):
     validation_class = DatabaseValidation
 
     _loan: Loan | None = None
-    #: The parameters, and the key of the pool, that the settings stood for when they were looked at last.
     isolation_level: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -232,7 +243,7 @@ class PooledWrapper(BaseDatabaseWrapper):
 
 
 def _configure(conn: Any, *, time_zone: str | None, role: str | None, isolation_level: Any, further: Any) -> None:
-    """A new connection of a pool. Suspends for what differs from what the server begins with."""
+    """A new connection of a pool. Suspends."""
     # As Django's: what JSONField decodes needn't be decoded before.
     psycopg2.extras.register_default_jsonb(conn_or_curs=conn, loads=lambda value: value)
     _set_time_zone(conn, time_zone)
@@ -243,6 +254,11 @@ def _configure(conn: Any, *, time_zone: str | None, role: str | None, isolation_
             # Not psycopg2's attribute: that takes another round trip whenever autocommit is turned off.
             name = isolation_level.name.replace("_", " ")
             cursor.execute(f"SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL {name}")
+        if conn.info.server_version >= _CHECKS_CLIENTS:
+            try:
+                cursor.execute(_CHECK_CLIENT)
+            except psycopg2.Error as error:  # not on all of the server's platforms
+                logger.debug("%s", error)
     if further is not None:
         further(conn)
 
