@@ -20,12 +20,21 @@ from ...pool.pool import ConnectionPool
 logger = logging.getLogger("greenpg.django")
 
 _loans: weakref.WeakSet[Loan] = weakref.WeakSet()
+#: Those whose task can't say when it ends: raw greenlets, as `gevent.spawn_raw()` and `eventlet.spawn_n()` make them.
+_unannounced: weakref.WeakSet[Loan] = weakref.WeakSet()
+
+
+def reclaim() -> None:
+    """Have the connections given back of tasks that have ended and couldn't say so. Doesn't suspend."""
+    for loan in list(_unannounced):
+        if loan.conn is not None and getattr(loan.task, "dead", False):
+            loan.end_with_task()
 
 
 class Loan:
     """The wrapper owns it; the task's end knows it, and the wrapper by a weak reference."""
 
-    __slots__ = ("__weakref__", "_forget_task", "_wrapper", "conn", "cursors", "pool")
+    __slots__ = ("__weakref__", "_forget_task", "_wrapper", "conn", "cursors", "pool", "task")
 
     def __init__(self, pool: ConnectionPool, conn: Any, wrapper: Any) -> None:
         self.pool = pool
@@ -34,8 +43,11 @@ class Loan:
         #: Those that were made of it, lest they be used when it is somebody else's.
         self.cursors: weakref.WeakSet[Any] = weakref.WeakSet()
         self._wrapper = weakref.ref(wrapper)
-        self._forget_task = hub().on_end(hub().current(), self._end_with_task)
+        self.task = hub().current()
+        self._forget_task = hub().on_end(self.task, self.end_with_task)
         _loans.add(self)
+        if self._forget_task is None:
+            _unannounced.add(self)
 
     def end(self) -> None:
         """Give the connection back; again is harmless. Suspends for a transaction, or cursors, that are left open."""
@@ -67,9 +79,10 @@ class Loan:
         except Exception as error:
             logger.warning("giving back a connection to pool %r failed: %s", self.pool.name, error)
 
-    def _end_with_task(self) -> None:
-        """Called in the hub."""
+    def end_with_task(self) -> None:
+        """The task that has borrowed it has ended. Called in the hub, or anywhere."""
         self._forget_task = None
+        _unannounced.discard(self)
         wrapper = self._wrapper()
         if wrapper is None or wrapper.lost_its_task(self):
             self.end_soon()

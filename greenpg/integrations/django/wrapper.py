@@ -25,7 +25,7 @@ from ...pool.pool import ConnectionPool
 from .checks import DatabaseValidation
 from .creation import DatabaseCreation
 from .green import ensure_green, renew_connections
-from .loan import Loan
+from .loan import Loan, reclaim
 from .pools import close_pools, find_pool, is_known, pool_options
 
 #: Entries of OPTIONS that are neither libpq's nor psycopg2's.
@@ -81,6 +81,7 @@ class PooledWrapper(BaseDatabaseWrapper):
         if options is None:
             return None
         ensure_green()
+        reclaim()
         if parameters is None:
             parameters = self.get_connection_params()
         own = settings["OPTIONS"].get("assume_role"), self._isolation_level(), settings["CONN_HEALTH_CHECKS"]
