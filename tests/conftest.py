@@ -85,6 +85,16 @@ def dsn(pytestconfig, request):
 
 
 @pytest.fixture
+def conn(dsn):
+    """A connection; `kit.statements_running()` tells what the server does for it."""
+    import greenpg
+
+    conn = greenpg.connect(dsn, application_name="tested")
+    yield conn
+    conn.close()
+
+
+@pytest.fixture
 def admin(dsn):
     """An autocommit connection to look at the server with."""
     import greenpg

@@ -76,6 +76,13 @@ def wait_until(condition, timeout=10.0):
         hub().sleep(0.005)
 
 
+def statements_running(admin):
+    """What the server is doing for the fixture `conn`, and connections whose application_name begins like its."""
+    with admin.cursor() as cur:
+        cur.execute("SELECT query FROM pg_stat_activity WHERE application_name LIKE 'tested%' AND state = 'active'")
+        return cur.fetchall()
+
+
 def usable(conn):
     """The connection works, and the server is not busy with anything else of it."""
     assert conn.closed == 0

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any, Protocol
 
+from ..connection.connection import Connection
+from ..connection.session_settings import SessionSettings
+
 
 class SlotState(enum.IntEnum):  # whose hash is C's
     """Who may touch a slot; ledger.py has the table."""
@@ -69,7 +72,8 @@ class Slot:
 
     def __init__(self) -> None:
         self.state = OPENING
-        self.conn: Any = None
+        # Nobody asks for what is None while the slot is OPENING.
+        self.conn: Connection = None  # type: ignore[assignment]
         #: The pool's generation when the connection was begun; see `condemn()`.
         self.generation = _CONDEMNED
         # All times by `hub().now()`.
@@ -87,8 +91,8 @@ class Slot:
         self.taken_at: tuple[CodeType, int] | None = None
         self.forget_holder: Callable[[], object] | None = None
         #: What psycopg2 keeps of the session for each new borrower, and what it kept before `configure`.
-        self.settings: Any = None
-        self.bare_settings: Any = None
+        self.settings: SessionSettings = None  # type: ignore[assignment]
+        self.bare_settings: SessionSettings = None  # type: ignore[assignment]
         #: The connection's lists of messages, unless its `_has_altered_settings`: a property takes longer to ask.
         self.notices: Sequence[Any] = ()
         self.notifies: Sequence[Any] = ()
@@ -99,14 +103,14 @@ class Slot:
         """An attempt to connect begins."""
         self.generation = generation
 
-    def note_settings(self, conn: Any, is_bare: bool) -> None:
+    def note_settings(self, conn: Connection, is_bare: bool) -> None:
         """What each borrower is to find; at first, before the pool's `configure`, what a session reset goes back to."""
         self.settings = conn._settings()
         if is_bare:
             self.bare_settings = self.settings
         self.notices, self.notifies = conn.notices, conn.notifies
 
-    def opened(self, conn: Any, now: float, expires_at: float, unchecked_until: float) -> None:
+    def opened(self, conn: Connection, now: float, expires_at: float, unchecked_until: float) -> None:
         """It has a connection now."""
         self.conn = conn
         self.opened_at = now
