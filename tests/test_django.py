@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import io
 import logging
@@ -128,6 +129,15 @@ def test_a_wrapper_that_is_dropped_gives_back(other):
     del wrapper, cursor
     gc.collect()
     wait_until(lambda: pool.get_stats()["pool_available"] == 1)
+
+
+def test_a_copy_of_a_wrapper_takes_nothing_along(other):
+    with transaction.atomic(using=other):
+        pid = execute(other, "SELECT pg_backend_pid()")
+        copy.copy(connections[other])
+        gc.collect()
+        hub().sleep(0.05)
+        assert execute(other, "SELECT pg_backend_pid()") == pid
 
 
 @only_green

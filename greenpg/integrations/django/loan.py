@@ -34,7 +34,7 @@ def reclaim() -> None:
 class Loan:
     """The wrapper owns it; the task's end knows it, and the wrapper by a weak reference."""
 
-    __slots__ = ("__weakref__", "_forget_task", "_wrapper", "conn", "cursors", "pool", "task")
+    __slots__ = ("__weakref__", "_forget_task", "_wrapper", "_wrapper_id", "conn", "cursors", "pool", "task")
 
     def __init__(self, pool: ConnectionPool, conn: Any, wrapper: Any) -> None:
         self.pool = pool
@@ -43,6 +43,7 @@ class Loan:
         #: Those that were made of it, lest they be used when it is somebody else's.
         self.cursors: weakref.WeakSet[Any] = weakref.WeakSet()
         self._wrapper = weakref.ref(wrapper)
+        self._wrapper_id = id(wrapper)  # in a finalizer the reference is gone
         self.task = hub().current()
         self._forget_task = hub().on_end(self.task, self.end_with_task)
         _loans.add(self)
@@ -67,6 +68,10 @@ class Loan:
                 cursor.close()  # a round trip if it's one of the server's that is still open
             except psycopg2.Error as error:
                 logger.debug("closing a cursor: %s", error)
+
+    def belongs_to(self, wrapper: Any) -> bool:
+        """Whether it was made for this wrapper, and not for one of which this is a copy."""
+        return self._wrapper_id == id(wrapper)
 
     def end_soon(self) -> None:
         """The same, by a task of its own: for the hub and finalizers, where nothing may suspend."""

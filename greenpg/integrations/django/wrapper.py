@@ -219,7 +219,7 @@ class PooledWrapper(BaseDatabaseWrapper):
             self.closed_in_transaction = self.needs_rollback = True
 
     def __del__(self) -> None:
-        if self._loan is not None:
+        if self._loan is not None and self._loan.belongs_to(self):
             self._loan.end_soon()
 
     # -- tasks and errors
