@@ -39,7 +39,13 @@ class Databases:
         from django.db import connections
 
         default = connections.settings["default"]
-        pool = {"max_size": 3, "timeout": 5, **pool} if isinstance(pool, dict) else {"max_size": 3} if pool is None else pool
+        pool = (
+            {"max_size": 3, "timeout": 5, **pool}
+            if isinstance(pool, dict)
+            else {"max_size": 3}
+            if pool is None
+            else pool
+        )
         connections.settings[alias] = {
             **default,
             "OPTIONS": {"application_name": f"django-{alias}", "pool": pool, **(options or {})},

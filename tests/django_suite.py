@@ -1,8 +1,8 @@
 """Django's own test suite, of the installed version, on greenpg's engine. A program of its own: `make django-suite`.
 
 Each batch of test packages runs in two processes, first on Django's engine with psycopg2 alone (blocking), then on
-greenpg's, monkey-patched, and what passes on the first alone is told. A test that hangs for `--timeout` seconds ends its
-process; those behind it in its batch count as failed.
+greenpg's, monkey-patched, and what passes on the first alone is told. A test that hangs for `--timeout` seconds ends
+its process; those behind it in its batch count as failed.
 
     python tests/django_suite.py [--hub gevent|eventlet|threads] [--only transactions backends.base ...] [--no-pool]
 
@@ -27,9 +27,9 @@ CACHE = Path(os.environ.get("DJANGO_SUITE_CACHE", Path(sys.prefix) / "django-sui
 PASSED, FAILED = "passed", "failed"
 
 #: Those that talk to the database most come first.
-FIRST = """backends transactions transaction_hooks atomic_requests requests_tests queries migrations postgres_tests
-    select_for_update db_utils servers test_utils test_runner fixtures model_fields introspection inspectdb dbshell
-    delete bulk_create schema constraints async handlers""".split()
+FIRST = ["backends", "transactions", "transaction_hooks", "requests_tests", "queries", "migrations", "postgres_tests"]
+FIRST += ["select_for_update", "db_utils", "servers", "test_utils", "test_runner", "fixtures", "model_fields"]
+FIRST += ["introspection", "inspectdb", "dbshell", "delete", "bulk_create", "schema", "constraints", "handlers"]
 #: Of two threads of asyncio, which gevent and eventlet make one; and what isn't about databases and takes long.
 LEFT_OUT = {"async", "asgi", "i18n", "staticfiles_tests", "template_tests", "admin_scripts", "gis_tests", "view_tests"}
 BATCH = 12
@@ -39,7 +39,8 @@ import os
 DATABASES = {
     alias: {
         "ENGINE": os.environ["SUITE_ENGINE"], "USER": "postgres", "HOST": os.environ["SUITE_HOST"],
-        "PORT": os.environ["SUITE_PORT"], "NAME": "suite_" + alias, "OPTIONS": {}, "TEST": {"NAME": "test_suite_" + alias},
+        "PORT": os.environ["SUITE_PORT"], "NAME": "suite_" + alias, "OPTIONS": {},
+        "TEST": {"NAME": "test_suite_" + alias},
     }
     for alias in ("default", "other")
 }
@@ -163,7 +164,10 @@ def compare(batches, hub, suite, server, timeout, pool):
             print(f"{' '.join(labels)} (greenpg): {trouble}", flush=True)
         wanted, kept = passing(reference), passing(tests)
         totals = [a + b for a, b in zip(totals, (len(reference), len(wanted), len(wanted & kept)), strict=True)]
-        print(f"{len(reference):6} tests, {len(wanted):6} pass, {len(wanted & kept):6} of them on greenpg: {labels}", flush=True)
+        print(
+            f"{len(reference):6} tests, {len(wanted):6} pass, {len(wanted & kept):6} of them on greenpg: {labels}",
+            flush=True,
+        )
         for test in sorted(wanted - kept):
             outcome, reason = tests.get(test, (FAILED, "did not run"))
             lost.append(test)

@@ -373,7 +373,9 @@ def test_time_zone_role_and_parameters_of_the_session(make_database, admin):
     with admin.cursor() as cursor:
         cursor.execute("DROP ROLE IF EXISTS django_role")
         cursor.execute("CREATE ROLE django_role")
-    alias = make_database(options={"assume_role": "django_role", "options": "-c statement_timeout=7s"}, TIME_ZONE="Asia/Tokyo")
+    alias = make_database(
+        options={"assume_role": "django_role", "options": "-c statement_timeout=7s"}, TIME_ZONE="Asia/Tokyo"
+    )
     for _ in range(2):
         assert execute(alias, "SELECT current_user") == "django_role"
         assert execute(alias, "SHOW timezone") == "Asia/Tokyo"
@@ -505,7 +507,7 @@ def test_run_in_transaction_gives_up(other):
 
     def fail(code):
         tries.append(code)
-        execute(other, "DO $$ BEGIN RAISE SQLSTATE '%s'; END $$" % code)
+        execute(other, f"DO $$ BEGIN RAISE SQLSTATE '{code}'; END $$")
 
     with pytest.raises(OperationalError):
         run_in_transaction(lambda: fail("40001"), using=other, attempts=3)

@@ -83,7 +83,8 @@ def filled(dsn):
     with greenpg.ConnectionPool(dsn, min_size=1) as pool:
         pool.execute("DELETE FROM django_site_item")
         pool.execute(
-            "INSERT INTO django_site_item (name, data, made) SELECT 'streamed', '{}', now() FROM generate_series(1, %s)",
+            "INSERT INTO django_site_item (name, data, made) "
+            "SELECT 'streamed', '{}', now() FROM generate_series(1, %s)",
             (STREAMED,),
         )
     return dsn
@@ -116,7 +117,7 @@ def rows(admin):
         return dict(cursor.fetchall())
 
 
-# What each path is answered with. A killed greenlet's client gets nothing; a stream may end anyhow when its client leaves.
+# What each path is answered with. A killed greenlet's client gets nothing.
 EXPECTED = {
     "/read": {200},
     "/orm": {200},
@@ -194,4 +195,3 @@ def test_preloaded_and_patched_too_early(start, admin, tmp_path):
         assert set(clients.map(site.status_of, ["/orm", "/in_atomic"] * 40)) == {200}
     assert len(connections_of(admin, name)) <= 2 * POOL_SIZE
     assert site.stop() == 0
-

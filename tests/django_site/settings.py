@@ -1,4 +1,4 @@
-"""DJANGO_SITE_DSN, DJANGO_SITE_POOL (a dict), DJANGO_SITE_OPTIONS (JSON), DJANGO_SITE_DATABASE (JSON) from the environment."""
+"""From the environment: DJANGO_SITE_DSN, and as JSON DJANGO_SITE_POOL, DJANGO_SITE_OPTIONS, DJANGO_SITE_DATABASE."""
 
 import json
 import os

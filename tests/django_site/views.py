@@ -9,8 +9,8 @@ from greenlet import getcurrent
 
 from .models import Item
 
-NAMES = """read orm in_atomic errors integrity_error copy stream left_open spawned killed killed_in_atomic timed_out
-    pool""".split()
+NAMES = ["read", "orm", "in_atomic", "errors", "integrity_error", "copy", "stream", "left_open", "spawned", "killed"]
+NAMES += ["killed_in_atomic", "timed_out", "pool"]
 
 
 def _sleep(seconds):

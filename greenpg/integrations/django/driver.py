@@ -1,4 +1,4 @@
-"""Has Django's PostgreSQL backend take psycopg2: with psycopg 3 installed, too, it would take that, for the whole process."""
+"""Has Django's PostgreSQL backend take psycopg2, where psycopg 3 is installed as well: left alone, it takes that one."""
 
 from __future__ import annotations
 

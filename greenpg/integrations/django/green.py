@@ -15,7 +15,7 @@ from ...hubs import hub, monkey_patched_hub
 
 
 def ensure_green() -> None:
-    """Patch psycopg2 if the program is monkey-patched. PatchError if it's patched for something else. Doesn't suspend."""
+    """Patch psycopg2 if the program is monkey-patched; PatchError if it's patched for another hub. Doesn't suspend."""
     found = monkey_patched_hub()
     if found is None:
         return
@@ -23,14 +23,14 @@ def ensure_green() -> None:
         patch(found.name)
     elif hub().name != found.name:
         raise PatchError(
-            f"greenpg.patch() took the hub {hub().name!r}, but the program is monkey-patched for {found.name} now: call it "
-            "after the monkey-patching, or leave it to the engine, which does so by itself"
+            f"greenpg.patch() took the hub {hub().name!r}, but the program is monkey-patched for {found.name} now: call "
+            "it after the monkey-patching, or leave it to the engine, which does so by itself"
         )
 
 
 def renew_connections() -> bool:
-    """Give each task its own `connections` if they were made before the monkey-patching (a preloading server imports
-    Django in its master): they would be one for all tasks of the native thread. Whether that was so. Doesn't suspend."""
+    """Give each task its own `connections` if they were made before the monkey-patching, as where a server's master
+    imports Django: all tasks of a native thread would share them. Returns whether that was so. Doesn't suspend."""
     storage = getattr(connections._connections, "_storage", None)
     if storage is None or isinstance(storage, threading.local):
         return False

@@ -11,8 +11,7 @@ from django.core.exceptions import ImproperlyConfigured
 from ...hubs import hub
 from ...pool.pool import ConnectionPool
 
-#: What `OPTIONS["pool"]` stands for where it says nothing else. Who connects by hand gets the error of connecting at once,
-#: and so does Django.
+#: What `OPTIONS["pool"]` stands for where it says nothing else. Django expects to be told at once if it can't connect.
 DEFAULTS: Mapping[str, Any] = {"min_size": 0, "max_size": 10, "fail_fast": True}
 
 #: The engine's own business.
@@ -39,12 +38,13 @@ def pool_options(settings_dict: Mapping[str, Any]) -> dict[str, Any] | None:
     options = {} if asked is True else dict(asked)
     if unknown := sorted(options.keys() - set(_KNOWN)):
         raise ImproperlyConfigured(
-            f'OPTIONS["pool"] has {", ".join(map(repr, unknown))}, which a pool doesn\'t know. It knows {", ".join(_KNOWN)}'
+            f'OPTIONS["pool"] has {", ".join(map(repr, unknown))}, which a pool doesn\'t know. '
+            f"It knows {', '.join(_KNOWN)}"
         )
     if settings_dict.get("CONN_MAX_AGE", 0) != 0:
         raise ImproperlyConfigured(
-            "Pooling doesn't support persistent connections: it's the pool that keeps them. Set CONN_MAX_AGE to 0; how long "
-            'the pool keeps one is said by OPTIONS["pool"]: "max_idle" and "max_lifetime", in seconds'
+            "Pooling doesn't support persistent connections: it's the pool that keeps them. Set CONN_MAX_AGE to 0; how "
+            'long the pool keeps one is said by "max_idle" and "max_lifetime" of OPTIONS["pool"], in seconds'
         )
     if "max_size" not in options:
         options["max_size"] = max(DEFAULTS["max_size"], options.get("min_size") or 0)

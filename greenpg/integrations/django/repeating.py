@@ -26,8 +26,8 @@ def run_in_transaction(function: Callable[[], T], *, using: str | None = None, a
 
     Returns its result. After `attempts` (default 5) failures of that kind, with growing, jittered pauses of 5 ms to 1 s
     in between, in which the connection is others', the last one is raised (`django.db.OperationalError`). Everything
-    else is raised at once. `on_commit()` callbacks run once, after the attempt that was committed. RuntimeError inside an
-    atomic block: there is nothing that could be repeated; ValueError for less than one attempt. Suspends.
+    else is raised at once. `on_commit()` callbacks run once, after the attempt that was committed. RuntimeError inside
+    an atomic block, where there is nothing that could be repeated; ValueError for less than one attempt. Suspends.
     """
     if attempts < 1:
         raise ValueError(f"attempts must be at least 1, not {attempts}")

@@ -121,12 +121,12 @@ class PooledWrapper(BaseDatabaseWrapper):
 
     def get_connection_params(self) -> dict[str, Any]:
         """libpq's and psycopg2's parameters, without what is greenpg's."""
-        settings = self.settings_dict
+        settings: dict[str, Any] = self.settings_dict
         options = dict(settings["OPTIONS"])
         if options.get("server_side_binding"):
             raise ImproperlyConfigured(
-                "OPTIONS['server_side_binding'] is psycopg 3's: greenpg's engine runs on psycopg2, which fills the parameters "
-                "in on the client. Leave it out"
+                "OPTIONS['server_side_binding'] is psycopg 3's: greenpg's engine runs on psycopg2, which fills the "
+                "parameters in on the client. Leave it out"
             )
         for name in _NOT_PARAMETERS:
             options.pop(name, None)
@@ -238,8 +238,8 @@ class PooledWrapper(BaseDatabaseWrapper):
                 raise
             raise DatabaseError(
                 f"DatabaseWrapper objects created in a {hub().name} task can only be used in that same task: the one with "
-                f"alias {self.alias!r} belongs to another task than {hub().describe(hub().current())}. Ask "
-                "django.db.connections for a connection in each task, instead of handing one over"
+                f"alias {self.alias!r} isn't {hub().describe(hub().current())}'s. Ask django.db.connections for a "
+                "connection in each task, instead of handing one over"
             ) from None
 
 
@@ -265,7 +265,7 @@ def _configure(conn: Any, *, time_zone: str | None, role: str | None, isolation_
 
 
 def _set_time_zone(conn: Any, name: str | None) -> bool:
-    """Whether there was something to do. The server tells each change of the time zone, so that asking costs nothing."""
+    """Returns whether there was something to do. The server tells each change, so that asking costs nothing."""
     if not name or conn.info.parameter_status("TimeZone") == name:
         return False
     with conn.cursor() as cursor:
