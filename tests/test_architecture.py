@@ -16,6 +16,7 @@ FLOORS = {
     "connection": 3,
     "shared": 4,
     "pool": 5,
+    "integrations": 6,
     "compat": 6,
     "embedded": 7,
     "cli": 8,

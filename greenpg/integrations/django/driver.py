@@ -1,4 +1,4 @@
-"""Has Django's PostgreSQL backend take psycopg2, where psycopg 3 is installed as well: left alone, it takes that one."""
+"""Has Django's PostgreSQL backend take psycopg2, where psycopg 3, which it prefers, is installed as well."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ def ensure_green() -> None:
         patch(found.name)
     elif hub().name != found.name:
         raise PatchError(
-            f"greenpg.patch() took the hub {hub().name!r}, but the program is monkey-patched for {found.name} now: call "
-            "it after the monkey-patching, or leave it to the engine, which does so by itself"
+            f"greenpg.patch() took the hub {hub().name!r}, but the program is monkey-patched for {found.name} now: "
+            "call it after the monkey-patching, or leave it to the engine, which does so by itself"
         )
 
 

@@ -55,6 +55,7 @@ class PooledWrapper(BaseDatabaseWrapper):
     creation_class = DatabaseCreation
     validation_class = DatabaseValidation
 
+    settings_dict: dict[str, Any]
     _loan: Loan | None = None
     isolation_level: Any = None
 
@@ -121,7 +122,7 @@ class PooledWrapper(BaseDatabaseWrapper):
 
     def get_connection_params(self) -> dict[str, Any]:
         """libpq's and psycopg2's parameters, without what is greenpg's."""
-        settings: dict[str, Any] = self.settings_dict
+        settings = self.settings_dict
         options = dict(settings["OPTIONS"])
         if options.get("server_side_binding"):
             raise ImproperlyConfigured(
@@ -237,8 +238,8 @@ class PooledWrapper(BaseDatabaseWrapper):
             if hub().name == "threads":
                 raise
             raise DatabaseError(
-                f"DatabaseWrapper objects created in a {hub().name} task can only be used in that same task: the one with "
-                f"alias {self.alias!r} isn't {hub().describe(hub().current())}'s. Ask django.db.connections for a "
+                f"DatabaseWrapper objects created in a {hub().name} task can only be used in that same task: the one "
+                f"with alias {self.alias!r} isn't {hub().describe(hub().current())}'s. Ask django.db.connections for a "
                 "connection in each task, instead of handing one over"
             ) from None
 
