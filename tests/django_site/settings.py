@@ -11,6 +11,7 @@ ALLOWED_HOSTS = ["*"]
 ROOT_URLCONF = "django_site.urls"
 INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "django_site"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+STATIC_URL = "static/"
 USE_TZ = True
 TIME_ZONE = "Europe/Berlin"
 DATABASES = {
