@@ -148,6 +148,74 @@ assert isinstance(connection.connection, greenpg.Connection)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture
+def unusable_psycopg3(psycopg3):
+    """Django looks for it, finds it, and goes back to psycopg2."""
+    with open(os.path.join(psycopg3, "psycopg", "__init__.py"), "w") as file:
+        file.write("raise ImportError\n")
+    return psycopg3
+
+
+LATE_CHOICE = """
+import warnings
+import greenpg
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    greenpg.patch("threads")
+    import django
+    django.setup()
+    from django.db import connection
+    connection.ensure_connection()
+print(*[str(each.message) for each in caught if "psycopg 3" in str(each.message)], sep="\\n")
+"""
+
+
+def test_patch_says_so_if_django_takes_psycopg3(dsn, unusable_psycopg3):
+    engine = '{"ENGINE": "django.db.backends.postgresql", "OPTIONS": {}}'
+    done = run(LATE_CHOICE, dsn, unusable_psycopg3, DJANGO_SITE_DATABASE=engine)
+    assert done.stdout.startswith("psycopg 3 is installed beside psycopg2"), done.stderr
+    assert done.stdout.count("psycopg 3 is") == 1
+    assert run(LATE_CHOICE, dsn, DJANGO_SITE_DATABASE=engine).stdout == "\n"
+    assert run(LATE_CHOICE, dsn, unusable_psycopg3).stdout == "\n"
+
+
+def test_loaded_with_psycopg3_already(dsn, tmp_path):
+    """As django.contrib.postgres does where it comes first; a real psycopg 3 isn't needed to see it."""
+    program = """
+import sys, types
+choice = types.ModuleType("django.db.backends.postgresql.psycopg_any")
+choice.is_psycopg3 = True
+sys.modules[choice.__name__] = choice
+import warnings, greenpg
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    greenpg.patch("threads")
+assert "Django takes it" in str(caught[-1].message)
+import greenpg.integrations.django.base
+"""
+    done = run(program, dsn)
+    assert "ImproperlyConfigured: psycopg 3 is installed beside psycopg2" in done.stderr
+    assert "first in INSTALLED_APPS" in done.stderr
+
+
+def test_patched_before_the_monkey_patching(dsn):
+    program = """
+import greenpg
+greenpg.patch("threads")
+from gevent import monkey
+monkey.patch_all()
+import django
+django.setup()
+from django.db import connection
+connection.ensure_connection()
+"""
+    done = run(program, dsn)
+    assert (
+        "PatchError: greenpg.patch() took the hub 'threads', but the program is monkey-patched for gevent"
+        in done.stderr
+    )
+
+
 def test_celery(dsn, admin, tmp_path):
     """Tasks that don't close, tasks that fail, and tasks that are killed by their time limit."""
     pytest.importorskip("celery")

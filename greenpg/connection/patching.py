@@ -11,6 +11,7 @@ from psycopg2 import extensions
 from .. import hubs
 from ..errors import PatchError
 from .connect.connecting import connect_for_psycopg2
+from .psycopg3 import stop_watching, watch_for_django
 from .wait_callback import make_wait_callback
 
 
@@ -36,7 +37,7 @@ def patch(hub: str | None = None, *, connect: bool = True) -> None:
 
     The same call again changes nothing. Raises `errors.PatchError` when patched differently before, ValueError for
     an unknown hub, ImportError when the hub's library isn't installed. Warns (RuntimeWarning) when the program isn't
-    monkey-patched.
+    monkey-patched, and when Django takes psycopg 3, which is none of greenpg's business.
     """
     global _patch
     if _patch is not None:
@@ -53,6 +54,7 @@ def patch(hub: str | None = None, *, connect: bool = True) -> None:
     if connect:
         psycopg2._connect = connect_for_psycopg2
     _patch = old
+    watch_for_django()
 
 
 def _check_same(patched: _Patch, hub: str | None, connect: bool) -> None:
@@ -79,6 +81,7 @@ def unpatch() -> None:
     if old.old_connect is not None:
         psycopg2._connect = old.old_connect
     hubs.use(old.old_hub)
+    stop_watching()
 
 
 def check_patched() -> None:
