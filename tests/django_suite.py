@@ -47,7 +47,7 @@ SETTINGS = """
 import os
 DATABASES = {
     alias: {
-        "ENGINE": os.environ["SUITE_ENGINE"], "USER": "postgres", "HOST": os.environ["SUITE_HOST"],
+        "ENGINE": os.environ["SUITE_ENGINE"], "USER": os.environ["SUITE_USER"], "HOST": os.environ["SUITE_HOST"],
         "PORT": os.environ["SUITE_PORT"], "NAME": "suite_" + alias, "OPTIONS": {},
         "TEST": {"NAME": "test_suite_" + alias},
     }
@@ -134,8 +134,9 @@ def run_batch(labels, engine, hub, suite, server, timeout, *, pool=True):
         outcomes.touch()
         environment = os.environ | {
             "SUITE_ENGINE": engine,
-            "SUITE_HOST": server["host"],
-            "SUITE_PORT": server["port"],
+            "SUITE_HOST": server.get("host", ""),
+            "SUITE_PORT": server.get("port", ""),
+            "SUITE_USER": server.get("user", ""),
             "SUITE_NO_POOL": "" if pool else "1",
             "SUITE_OUTCOMES": str(outcomes),
             "PYTHONPATH": os.pathsep.join([directory, str(ROOT)]),
