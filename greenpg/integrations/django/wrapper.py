@@ -14,7 +14,7 @@ import psycopg2
 import psycopg2.extras
 import psycopg2.sql
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DatabaseError
+from django.db import DatabaseError, ProgrammingError
 from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
 from django.db.backends.postgresql.psycopg_any import IsolationLevel
 from django.db.utils import DatabaseErrorWrapper
@@ -137,6 +137,12 @@ class PooledWrapper(BaseDatabaseWrapper):
         finally:
             self.settings_dict = settings
         return parameters
+
+    def ensure_connection(self) -> None:
+        """Borrow one if there's none; not within a block whose connection is gone (Django before 5.1 would)."""
+        if self.connection is None and self.in_atomic_block and self.closed_in_transaction:
+            raise ProgrammingError("Cannot open a new connection in an atomic block.")
+        super().ensure_connection()
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Borrow one from the pool; without a pool, connect as Django does. Suspends."""
