@@ -16,6 +16,8 @@ from ...hubs import hub, monkey_patched_hub
 
 def ensure_green() -> None:
     """Patch psycopg2 if the program is monkey-patched; PatchError if it's patched for another hub. Doesn't suspend."""
+    if is_patched() and hub().name != "threads":
+        return  # asked for at each request
     found = monkey_patched_hub()
     if found is None:
         return
