@@ -183,7 +183,7 @@ def test_nothing_runs_on_at_the_server_after_sigterm(start, admin):
         wait_until(lambda: connections_of(admin, name).count("active") == POOL_SIZE)
         site.stop()
         assert not any(request.result() == 200 for request in slow)
-    wait_until(lambda: connections_of(admin, name) == [])
+    wait_until(lambda: connections_of(admin, name) == [], timeout=25)
     assert rows(admin) == {"streamed": STREAMED}
 
 

@@ -7,17 +7,19 @@ is what users see of it.
 from __future__ import annotations
 
 import random
+import sys
 import weakref
 from collections.abc import Callable
 
 from ..connection.connection import Connection
+from ..connection.remains import Remains
 from ..errors import PoolClosed
 from ..hubs import Event, hub
 from .health import close_quietly
 from .histograms import Histograms
 from .ledger import Ledger
 from .options import PoolOptions
-from .slot import CLOSED, Slot
+from .slot import CLOSED, ENDING, Slot
 from .stats import Stats
 from .tasks import Keeper, Workers
 
@@ -31,6 +33,7 @@ class PoolCore:
         "current_task",
         "generation",
         "histograms",
+        "hold",
         "is_closed",
         "keeper",
         "ledger",
@@ -82,6 +85,7 @@ class PoolCore:
     def ask_hub(self) -> None:
         """The program's hub may have been chosen since the pool was made."""
         self.current_task = hub().current
+        self.hold = hub().hold
         self.now = hub().now
 
     def begin_anew(self) -> None:
@@ -111,6 +115,7 @@ class PoolCore:
         self.ledger.stop_keeping()
         idle = self.ledger.remove_idle()
         self.ledger.remove_unbegun()
+        self.ledger.remove_ending()
         self.ledger.fail_line(
             lambda: PoolClosed(f"the pool {self.options.name!r} was closed while the request was waiting")
         )
@@ -144,12 +149,25 @@ class PoolCore:
             close_quietly(conn)
         return True
 
-    def discard(self, slot: Slot) -> None:
-        """Close the connection, and reserve a slot for another one if it's needed: `opening.discard()` opens that."""
-        close_quietly(slot.conn)  # before the slot is free: the server never sees more than max_size
+    def discard(self, slot: Slot, is_silent: bool) -> Remains | None:
+        """Close the connection. None: a slot is reserved for another one, if it's needed; `opening.replace()` opens it.
+        Otherwise the slot is kept until the server's process has ended, lest there be more than `max_size`; but not for
+        one that says nothing."""
+        remains = close_quietly(slot.conn)
         with self.mutex:
+            if remains is not None and not is_silent and not self.is_closed and self.ledger.max_size < sys.maxsize:
+                self.ledger.move(slot, ENDING)
+                return remains
             self.ledger.move(slot, CLOSED)
             if not self.is_closed:
+                self.ledger.replace_lost()
+        return None
+
+    def ended(self, slot: Slot) -> None:
+        """The server's process for an ENDING slot has ended."""
+        with self.mutex:
+            if slot.state is ENDING and slot in self.ledger.slots:  # else it was closed, or forked, meanwhile
+                self.ledger.move(slot, CLOSED)
                 self.ledger.replace_lost()
 
     def drain(self) -> list[Slot]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from ..connection.connection import Connection
 from ..connection.session_settings import SessionSettings
+from ..hubs import hub
 
 
 class SlotState(enum.IntEnum):  # whose hash is C's
@@ -18,16 +19,18 @@ class SlotState(enum.IntEnum):  # whose hash is C's
     IDLE = enum.auto()
     LENT = enum.auto()
     RESETTING = enum.auto()
+    ENDING = enum.auto()
     CLOSED = enum.auto()
 
 
-OPENING, IDLE, LENT, RESETTING, CLOSED = SlotState
+OPENING, IDLE, LENT, RESETTING, ENDING, CLOSED = SlotState
 
 TRANSITIONS = {
     OPENING: frozenset({IDLE, LENT, CLOSED}),
-    IDLE: frozenset({LENT, RESETTING, CLOSED}),
-    LENT: frozenset({IDLE, LENT, RESETTING, CLOSED}),
-    RESETTING: frozenset({IDLE, LENT, CLOSED}),
+    IDLE: frozenset({LENT, RESETTING, ENDING, CLOSED}),
+    LENT: frozenset({IDLE, LENT, RESETTING, ENDING, CLOSED}),
+    RESETTING: frozenset({IDLE, LENT, ENDING, CLOSED}),
+    ENDING: frozenset({CLOSED}),
     CLOSED: frozenset[SlotState](),
 }
 
@@ -83,10 +86,11 @@ class Slot:
         self.unchecked_until = 0.0
         #: Connections of its age were found dead: it needs a ping.
         self.is_suspect = False
-        #: While somebody has it: who has lent it, since when, and the task it was lent to.
+        #: While somebody has it: who has lent it, since when, and a reference (`hub().hold()`) to the
+        #: task it was lent to.
         self.lent_by: Lending | None = None
         self.lent_at = 0.0
-        self.holder: object = None
+        self.holder: Callable[[], object | None] | None = None
         #: Code and line that called getconn(), and what makes the hub forget that the task's end is of interest.
         self.taken_at: tuple[CodeType, int] | None = None
         self.forget_holder: Callable[[], object] | None = None
@@ -129,6 +133,11 @@ class Slot:
         """The connection needs a ping before it is lent again."""
         self.is_suspect = True
         self.unchecked_until = 0.0
+
+    def describe_holder(self) -> str:
+        """Who has it, for messages."""
+        task = None if self.holder is None else self.holder()
+        return "a task that is gone" if task is None else hub().describe(task)
 
     def forget_loan(self) -> None:
         """Nobody has it any more, or not by lending."""

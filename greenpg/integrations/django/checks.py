@@ -9,9 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.validation import BaseDatabaseValidation
 
 from ...connection.patching import is_patched
-from ...errors import PatchError
-from ...hubs import monkey_patched_hub
-from .green import ensure_green
+from ...hubs import hub, monkey_patched_hub
 from .pools import pool_options
 
 
@@ -20,7 +18,7 @@ class DatabaseValidation(BaseDatabaseValidation):
 
     def check(self, **kwargs: Any) -> list[Any]:
         """The findings. Suspends: it connects."""
-        found = [*super().check(**kwargs), *_check_program(self.connection.alias)]
+        found = [*super().check(**kwargs)]
         try:
             options = pool_options(self.connection.settings_dict)
             self.connection.get_connection_params()
@@ -28,24 +26,21 @@ class DatabaseValidation(BaseDatabaseValidation):
             return [*found, Error(str(error), obj=self.connection.alias, id="greenpg.E001")]
         if options is not None:
             found += _check_size(self.connection, options["max_size"])
-        elif monkey_patched_hub() is not None and not is_patched():
-            found.append(
-                Warning(
-                    "The program is monkey-patched, but psycopg2 isn't: each query would stop all tasks.",
-                    hint="Call greenpg.patch() at startup, or let the engine have a pool, which does so.",
-                    obj=self.connection.alias,
-                    id="greenpg.W001",
-                )
-            )
-        return found
+        return [*found, *_check_program(self.connection.alias)]
 
 
 def _check_program(alias: str) -> list[Any]:
-    try:
-        ensure_green()
-    except PatchError as error:
-        return [Error(str(error), obj=alias, id="greenpg.E002")]
-    return []
+    found = monkey_patched_hub()
+    if found is None or (is_patched() and hub().name == found.name):
+        return []
+    return [
+        Warning(
+            f"The program is monkey-patched for {found.name}, psycopg2 isn't: each query stops all tasks.",
+            hint='Call greenpg.patch() at startup, without "threads", or let the engine have a pool, which does so.',
+            obj=alias,
+            id="greenpg.W001",
+        )
+    ]
 
 
 def _check_size(wrapper: Any, max_size: int) -> list[Any]:

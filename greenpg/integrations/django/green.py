@@ -9,25 +9,16 @@ from asgiref.local import Local
 from django.core.signals import request_started
 from django.db import connections
 
-from ...connection.patching import is_patched, patch
-from ...errors import PatchError
-from ...hubs import hub, monkey_patched_hub
+from ...connection.patching import check_patched, is_patched, patch
+from ...hubs import monkey_patched_hub
 
 
 def ensure_green() -> None:
-    """Patch psycopg2 if the program is monkey-patched; PatchError if it's patched for another hub. Doesn't suspend."""
-    if is_patched() and hub().name != "threads":
-        return  # asked for at each request
-    found = monkey_patched_hub()
-    if found is None:
-        return
-    if not is_patched():
+    """Patch psycopg2 if the program is monkey-patched; put an earlier patch right. Doesn't suspend."""
+    if is_patched():
+        check_patched()
+    elif (found := monkey_patched_hub()) is not None:
         patch(found.name)
-    elif hub().name != found.name:
-        raise PatchError(
-            f"greenpg.patch() took the hub {hub().name!r}, but the program is monkey-patched for {found.name} now: "
-            "call it after the monkey-patching, or leave it to the engine, which does so by itself"
-        )
 
 
 def renew_connections() -> bool:

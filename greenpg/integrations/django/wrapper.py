@@ -7,10 +7,8 @@ back. What Django does for psycopg 3's pool is done here for all of its versions
 from __future__ import annotations
 
 import functools
-import logging
 from typing import Any
 
-import psycopg2
 import psycopg2.extras
 import psycopg2.sql
 from django.core.exceptions import ImproperlyConfigured
@@ -31,14 +29,6 @@ from .pools import close_pools, find_pool, is_known, pool_options
 #: Entries of OPTIONS that are neither libpq's nor psycopg2's.
 _NOT_PARAMETERS = ("pool", "server_side_binding")
 
-
-#: A web server that is stopped kills its workers in the end, and PostgreSQL would go on with what they have asked for.
-_CHECK_CLIENT = """
-    SELECT set_config(name, '1s', false) FROM pg_catalog.pg_settings
-    WHERE name = 'client_connection_check_interval' AND setting = '0'"""
-_CHECKS_CLIENTS = 140000
-
-logger = logging.getLogger("greenpg.django")
 
 
 class ErrorWrapper(DatabaseErrorWrapper):
@@ -262,11 +252,6 @@ def _configure(conn: Any, *, time_zone: str | None, role: str | None, isolation_
             # Not psycopg2's attribute: that takes another round trip whenever autocommit is turned off.
             name = isolation_level.name.replace("_", " ")
             cursor.execute(f"SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL {name}")
-        if conn.info.server_version >= _CHECKS_CLIENTS:
-            try:
-                cursor.execute(_CHECK_CLIENT)
-            except psycopg2.Error as error:  # not on all of the server's platforms
-                logger.debug("%s", error)
     if further is not None:
         further(conn)
 
