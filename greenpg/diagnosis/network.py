@@ -44,7 +44,8 @@ def check_names(dsn: str, facts: dict[str, Any], found: list[Finding]) -> Way:
         if host.needs_look_up:
             started = time.monotonic()
             try:
-                addresses = [str(info[4][0]) for info in hub.resolve(host.name, host.port or None)]
+                found_addresses = hub.run_in_thread(hub.natives().resolve, host.name, host.port or None)
+                addresses = [str(info[4][0]) for info in found_addresses]
             except OSError as error:
                 way.unknown.append(host.name)
                 found.append(_not_found(host, error))
