@@ -20,6 +20,7 @@ BENCHMARKS = [
     "throughput",
     "delay",
     "web",
+    "django_web",
     "spike",
     "recovery",
     "listen",

@@ -11,6 +11,7 @@ from psycopg2 import extensions
 
 from .cancel import request_cancel
 from .composing import adopt, compose, stacked
+from .connect.dsn import SECRETS
 from .cursor import Cursor, ServerCursor
 from .deadlines import DeadlineBlock, checked_seconds
 from .gate import Occupant
@@ -140,13 +141,14 @@ class Connection(LargeObjectMixin, NotifyWaits):
 
     @property
     def dsn(self) -> str:
-        """The connection string as it was given, its password masked as psycopg2 does."""
-        if self._given_dsn is None:
-            return str(_c.dsn.__get__(self))
-        parameters = extensions.parse_dsn(self._given_dsn)
-        if "password" not in parameters:
-            return self._given_dsn
-        return str(extensions.make_dsn(**parameters | {"password": "xxx"}))
+        """The connection string as it was given, its secrets masked as psycopg2 masks the password."""
+        dsn = str(_c.dsn.__get__(self)) if self._given_dsn is None else self._given_dsn
+        parameters = extensions.parse_dsn(dsn)
+        masked = {name: "xxx" for name in SECRETS if name in parameters}
+        return str(extensions.make_dsn(**parameters | masked)) if masked else dsn
+
+    def __repr__(self) -> str:
+        return f"<connection object at {id(self):#x}; dsn: '{self.dsn}', closed: {self.closed}>"
 
     def deadline(self, seconds: float) -> DeadlineBlock:
         """`with conn.deadline(seconds):` a limit for all statements of the block together.

@@ -1,1 +1,1 @@
-"""Floor 6: other people's libraries. Each file imports its own, which an extra of the same name installs."""
+"""Floor 6: other libraries on greenpg. Each integration alone imports its own, which an extra of its name installs."""
