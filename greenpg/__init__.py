@@ -29,8 +29,9 @@ from .pool.null_pool import NullConnectionPool
 from .pool.pool import ConnectionPool
 from .pool.registry import close_pools, forget_pool, get_pool
 from .shared.listener import Listener
+from .shared.mailbox import Gap
 from .shared.shared_connection import SharedConnection
-from .shared.subscription import Gap, Subscription
+from .shared.subscription import Subscription
 
 __all__ = [
     "Connection",

@@ -106,15 +106,15 @@ def make_pool(dsn):
 
     def make(conninfo=dsn, **options):
         pool = greenpg.ConnectionPool(conninfo, **options)
-        pool._mutex = CheckingMutex(pool._mutex, pool._ledger.check_invariants)
+        pool._core.mutex = CheckingMutex(pool._core.mutex, pool._core.ledger.check_invariants)
         pools.append(pool)
         return pool
 
     yield make
     for pool in pools:
         pool.close()
-        assert not pool._ledger.slots, f"{pool!r} has lost a slot"
-        assert pool._opener.workers == 0, f"{pool!r} has lost a worker"
+        assert not pool._core.ledger.slots, f"{pool!r} has lost a slot"
+        assert pool._core.workers.count == 0, f"{pool!r} has lost a worker"
 
 
 @pytest.fixture(autouse=True)

@@ -34,7 +34,7 @@ class SimulatedHub:
 
     def __init__(self, seed):
         self.random = random.Random(seed)
-        self.now = 1000.0
+        self.time = 1000.0
         self.errors = []
         self.tasks = set()
         self._agenda = []
@@ -48,14 +48,14 @@ class SimulatedHub:
         """Run until nothing is left to do, or up to a point in time."""
         self._loop = greenlet.getcurrent()
         while self._agenda and (until is None or self._agenda[0][0] <= until):
-            self.now, _, _, action = heapq.heappop(self._agenda)
+            self.time, _, _, action = heapq.heappop(self._agenda)
             action()
         if until is not None:
-            self.now = max(self.now, until)
+            self.time = max(self.time, until)
 
     def at(self, when, action):
         self._sequence += 1
-        when = round(max(when, self.now) / TICK) * TICK  # so that many things are due at the same instant
+        when = round(max(when, self.time) / TICK) * TICK  # so that many things are due at the same instant
         heapq.heappush(self._agenda, (when, self.random.random(), self._sequence, action))
 
     def suspend(self):
@@ -78,6 +78,9 @@ class SimulatedHub:
 
     # -- the contract
 
+    def now(self):
+        return self.time
+
     def event(self):
         return SimulatedEvent(self)
 
@@ -86,7 +89,7 @@ class SimulatedHub:
 
     def sleep(self, seconds):
         task, wait = self.begin_wait()
-        self.at(self.now + seconds, lambda: self.resume(task, wait))
+        self.at(self.time + seconds, lambda: self.resume(task, wait))
         self.suspend()
 
     def spawn(self, function, *args):
@@ -102,7 +105,7 @@ class SimulatedHub:
 
         task = greenlet.greenlet(run, self._loop)
         self.tasks.add(task)
-        self.at(self.now, task.switch)
+        self.at(self.time, task.switch)
         return task
 
     def current(self):
@@ -154,7 +157,7 @@ class SimulatedEvent:
         self.value = value
         if self._wake is not None:
             task, wait = self._wake
-            self._hub.at(self._hub.now, lambda: self._hub.resume(task, wait))
+            self._hub.at(self._hub.time, lambda: self._hub.resume(task, wait))
 
     def wait(self, deadline=None):
         if self.value is not None:
@@ -208,13 +211,25 @@ class SimulatedConnection:
         self._server = server
         self._status = IDLE
         self._user = None
-        self._pool = self._slot = None
+        self._lender = None
         self.closed = 0
         self.is_dead = False
-        self._ride = None
-        self._hides_autocommit = False
+        self._has_altered_settings = self._is_entered = False
+        self._blocks, self.notices, self.notifies = [], [], []
         self._last_statement = None
         self.autocommit = False
+
+    def _belongs_to(self, lender):
+        self._lender = lender
+
+    def _end_transaction(self, name):
+        getattr(self, name)()
+
+    def _settings(self):
+        return None
+
+    def _put_back(self, settings):
+        pass
 
     def fileno(self):
         return self

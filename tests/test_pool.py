@@ -104,13 +104,13 @@ def test_forgotten_pool_is_collected(dsn, make_pool):
 
 def test_forgotten_pool_that_tries_to_connect_is_collected(tmp_path):
     pool = greenpg.ConnectionPool(f"host={tmp_path}", min_size=1, open=True)
-    opener = pool._opener
-    wait_until(lambda: opener.last_error)
+    workers = pool._core.workers
+    wait_until(lambda: workers.last_error)
     ref = weakref.ref(pool)
     del pool
     gc.collect()
     wait_until(lambda: ref() is None)
-    wait_until(lambda: not opener.resting)
+    wait_until(lambda: not workers.resting)
 
 
 # -- lending

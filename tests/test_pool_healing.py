@@ -10,7 +10,7 @@ from psycopg2 import extensions
 import greenpg
 from greenpg.embedded import Server
 from greenpg.hubs import hub
-from greenpg.pool.healing import is_alive
+from greenpg.pool.health import is_alive
 
 
 @pytest.fixture
@@ -123,10 +123,10 @@ def test_connection_lost_makes_the_older_ones_suspects(make_pool, through_proxy)
     proxy, dsn = through_proxy
     pool = make_pool(dsn, min_size=2, check_idle=3600)
     pool.wait()
-    pool._suspect_all()
+    pool._core.suspect_all()
     assert select_one(pool) == (1,)
     assert select_one(pool) == (1,)
-    assert not any(slot.is_suspect for slot in pool._ledger.slots)
+    assert not any(slot.is_suspect for slot in pool._core.ledger.slots)
     proxy.cut()
     hub().sleep(0.02)
     assert select_one(pool) == (1,)
@@ -134,11 +134,11 @@ def test_connection_lost_makes_the_older_ones_suspects(make_pool, through_proxy)
 
 
 def test_idle_for_long_is_pinged(make_pool, monkeypatch):
-    from greenpg.pool import healing
+    from greenpg.pool import lending
 
     pings = []
-    ping = healing.ping
-    monkeypatch.setattr(healing, "ping", lambda conn: (pings.append(conn), ping(conn)))
+    ping = lending.ping
+    monkeypatch.setattr(lending, "ping", lambda conn: (pings.append(conn), ping(conn)))
     pool = make_pool(min_size=1, check_idle=0.05)
     select_one(pool)
     hub().sleep(0.01)

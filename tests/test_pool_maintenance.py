@@ -75,7 +75,7 @@ def test_drain(make_pool):
     pool = make_pool(min_size=2, max_size=3)
     pool.wait()
     lent = pool.getconn()
-    idle = pool._ledger.idle[0].conn
+    idle = pool._core.ledger.idle[0].conn
     pool.drain()
     assert idle.closed
     assert not lent.closed

@@ -247,7 +247,7 @@ def test_kill_in_the_reset_is_not_the_borrowers(make_pool, admin):
         hub().sleep(5)
 
     task = Task(work)
-    wait_until(lambda: pool._ledger.resetting)
+    wait_until(lambda: pool._core.ledger.resetting)
     task.throw(Killed())
     with pytest.raises(Killed):
         task.result()

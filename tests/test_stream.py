@@ -243,7 +243,7 @@ def test_the_server_ends_the_connection(pool, admin, caplog):
 def test_the_connection_was_returned_behind_its_back(pool):
     stream = pool.stream(NUMBERS, (10_000,), chunk_size=10)
     next(iter(stream))
-    pool.putconn(stream._conn)
+    pool.putconn(stream._slot.conn)
     stream.close()
     assert is_whole(pool)
 

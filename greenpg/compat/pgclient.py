@@ -34,14 +34,14 @@ import psycopg2
 import psycopg2.extras
 import psycopg2.pool
 
-from .. import ConnectionPool, PoolClosed, PoolTimeout, connect, errors
+from .. import ConnectionPool, PoolClosed, PoolTimeout, errors
 
 __all__ = ["PostgresClient", "exceptions"]
 __version__ = "0.2.4"
 
 logger = logging.getLogger("pgclient")
 
-#: Seconds for the pool to connect before it is looked into why it doesn't.
+#: Seconds that the pool has for connecting before an exhausted client says so.
 _SHORT = 1.0
 
 
@@ -169,23 +169,21 @@ class PostgresClient:
         self._cursor_factory = cursor_factory or psycopg2.extras.RealDictCursor
         given = {"database": database, "user": user or username, "password": password, "host": host, "port": port}
         parameters: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        self._pool = ConnectionPool(dsn or "", kwargs=parameters, min_size=1, max_size=pool_size, open=False)
+        self._pool = ConnectionPool(
+            dsn or "", kwargs=parameters, min_size=1, max_size=pool_size, open=False, fail_fast=self._fails_fast
+        )
         self._lent: set[Any] = set()
         self._lent_count = 0  # those that are being acquired, too
         self._count_lock = threading.Lock()
-        self._parameters = parameters
-        self._try_to_connect()
         self._pool.open(wait=True, timeout=reconnect_timeout)
 
-    def _try_to_connect(self) -> None:
-        """Raise what keeps the pool from connecting, if waiting won't help: it connects in the background."""
-        try:
-            connect(self.dsn, **self._parameters).close()
-        except psycopg2.OperationalError as error:
-            if not self.auto_reconnect or _is_hopeless(error) or errors.is_interruption(error):
-                raise
-            logger.warning("%s", ErrorsRegistry.get_error(error))
-            logger.info("Reconnecting")
+    def _fails_fast(self, error: Exception) -> bool:
+        """Whether connecting has failed in a way that trying again won't mend."""
+        if not self.auto_reconnect or not isinstance(error, psycopg2.OperationalError) or _is_hopeless(error):
+            return True
+        logger.warning("%s", ErrorsRegistry.get_error(error))
+        logger.info("Reconnecting")
+        return False
 
     def get_cursor(self, cursor_factory: Any = None) -> Any:
         """`with client.get_cursor() as cursor:` one transaction, committed at the end, rolled back on error.
@@ -240,12 +238,11 @@ class PostgresClient:
                 raise PoolError(message=f"connection pool exhausted: {error}") from None
         except PoolClosed as error:
             raise PoolError(message=f"connection pool is closed: {error}") from None
-        self._try_to_connect()
         return self._lend(self.reconnect_timeout)
 
     def _lend(self, timeout: float) -> Any:
-        # Not by getconn(), since a connection may be released by another task than acquired it, after that one's end.
-        return self._pool.connection(timeout).__enter__()
+        # A connection may be released by another task than acquired it, after that one's end.
+        return self._pool.getconn(timeout, take_back=False)
 
     def _check_connection(self, conn: Any) -> Any:
         """The connection if it is alive, or else another one in its place. Suspends."""

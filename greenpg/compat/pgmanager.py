@@ -28,16 +28,13 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
-from .. import Connection, ConnectionPool, Gap, Listener, PoolTimeout, RowDict, SqlLog, connect
+from .. import Connection, ConnectionPool, Gap, Listener, RowDict, SqlLog
 from .. import Cursor as GreenCursor
 
 __all__ = ["Cursor", "PgManager", "PgManagerError", "RowDict", "get_instance"]
 
 log_sql = logging.getLogger("pgmanager_sql")
 log_notices = logging.getLogger("pgmanager_notices")
-
-#: Seconds that the pool has for connecting, before it is looked into why it doesn't; seconds to wait at all.
-_SHORT, _LONG = 0.5, 30.0
 
 
 class PgManagerError(psycopg2.InterfaceError):
@@ -137,6 +134,7 @@ class _NamedPool(_Named):
             min_size=least,
             max_size=most,
             configure=self._configure,
+            fail_fast=True,
         )
 
     def _configure(self, conn: Any) -> None:
@@ -152,12 +150,8 @@ class _NamedPool(_Named):
     def take(self) -> tuple[Any, ConnectionPool]:
         """A connection, and the pool that it goes back to. Suspends."""
         pool = self.pool
-        # Not by getconn(), since a connection may be put back by another task than got it, after that one's end.
-        try:
-            return pool.connection(_SHORT).__enter__(), pool
-        except PoolTimeout:
-            connect(self.dsn, **self.parameters).close()  # raises what keeps the pool from connecting
-            return pool.connection(_LONG).__enter__(), pool
+        # A connection may be put back by another task than got it, after that one's end.
+        return pool.getconn(take_back=False), pool
 
 
 class _NamedListener(_Named):

@@ -17,6 +17,7 @@ from .deadlines import DeadlineBlock, checked_seconds
 from .gate import Occupant
 from .guarded_connection import GuardedConnection
 from .interrupting import end_deadline
+from .lender import Lender
 from .lobject import LargeObjectMixin
 from .replication import ReplicationCursor, is_replication_cursor
 from .transaction import Transaction
@@ -46,8 +47,8 @@ class Connection(LargeObjectMixin, NotifyWaits, GuardedConnection):
     #: Its `SqlLog`, and what it was last told.
     _sql_log: Any = None
     _last_statement: Any = None
-    #: The pool that has lent the connection, while it is lent.
-    _pool: Any = None
+    #: A pool's slot for the connection, which may have lent it.
+    _lender: Lender | None = None
     #: What goes under the classes of cursors; a log (sql_log.py) brings others.
     _client_cursor: type = Cursor
     _server_cursor: type = ServerCursor
@@ -92,8 +93,8 @@ class Connection(LargeObjectMixin, NotifyWaits, GuardedConnection):
         If another task waits for the server on it, that task gets an OperationalError; the caller is suspended then,
         until it has left.
         """
-        if self._pool is not None and self._pool.close_returns:
-            self._pool.putconn(self)
+        if self._lender is not None and self._lender.close_returns:
+            self._lender.give_back()
             return
         owner = self._gate.owner
         if owner is not None and not (isinstance(owner, Occupant) and owner.let_go()):
@@ -163,6 +164,10 @@ class Connection(LargeObjectMixin, NotifyWaits, GuardedConnection):
     def statement_deadline(self, seconds: float | None) -> None:
         self._gate.made_deadlines().set_per_statement(None if seconds is None else checked_seconds(seconds))
         self._has_altered_settings = True
+
+    def _belongs_to(self, lender: Lender) -> None:
+        """From a pool that has opened it."""
+        self._lender = lender
 
     @property
     def connection(self) -> Connection:

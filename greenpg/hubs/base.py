@@ -75,6 +75,9 @@ class Hub(Protocol):
     #: "gevent", "eventlet" or "threads".
     name: str
 
+    def now(self) -> float:
+        """The time on the clock of deadlines, in seconds. Doesn't suspend."""
+
     def is_monkey_patched(self) -> bool:
         """Whether the program's sockets wait through this hub. Always true of threads."""
 

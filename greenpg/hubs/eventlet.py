@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import time
 from collections import deque
@@ -154,6 +155,7 @@ class EventletHub:
     """Waits in eventlet's hub where the native thread has one, and by blocking where it has none."""
 
     name = "eventlet"
+    now = staticmethod(time.monotonic)
     current = staticmethod(getcurrent)
 
     def __init__(self) -> None:
@@ -226,7 +228,7 @@ class EventletHub:
             call()
 
         task.link(link)
-        return lambda: task.unlink(link)
+        return functools.partial(task.unlink, link)
 
     def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
         if self._loop() is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import socket
 import time
@@ -243,6 +244,7 @@ class GeventHub:
     """Waits in gevent's hub where the thread has one, and by blocking where it has none."""
 
     name = "gevent"
+    now = staticmethod(time.monotonic)
     current = staticmethod(getcurrent)
 
     def __init__(self) -> None:
@@ -302,7 +304,7 @@ class GeventHub:
             call()
 
         task.rawlink(link)
-        return lambda: task.unlink(link)
+        return functools.partial(task.unlink, link)
 
     def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
         hub = self._loop()

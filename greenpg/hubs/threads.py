@@ -6,6 +6,7 @@ the primitives in the standard modules, the native ones are handed in.
 
 from __future__ import annotations
 
+import functools
 import select
 import socket
 import sys
@@ -131,6 +132,7 @@ class ThreadsHub:
     """Waits by blocking the calling thread."""
 
     name = "threads"
+    now = staticmethod(time.monotonic)
 
     def __init__(
         self,
@@ -199,7 +201,7 @@ class ThreadsHub:
         except AttributeError:
             self._local.endings = _Endings(calls := [])
         calls.append(call)
-        return lambda: calls.remove(call)  # which must not keep the _Endings alive
+        return functools.partial(calls.remove, call)  # which must not keep the _Endings alive
 
     def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
         return self._getaddrinfo(host, port, 0, socket.SOCK_STREAM)

@@ -1,68 +1,81 @@
-"""What `with pool.connection()` and `with pool.cursor()` enter. Classes with slots: generators cost more."""
+"""What users do with a pool's connection: `with pool.connection()`, `cursor()`, `transaction()`; single statements;
+functions that are repeated. Classes with slots: generators cost more."""
 
 from __future__ import annotations
 
 import logging
+import random
 import sys
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
+import psycopg2
+import psycopg2.errors
+
+from ..connection.lazy_begin import execute_alone
 from ..connection.transaction import end_transaction
-from ..errors import COMMITTED, commit_outcome, is_interruption, note_commit_outcome
-from .healing import note_error
-from .returning import READY
-
-if TYPE_CHECKING:
-    from .pool import ConnectionPool
+from ..errors import COMMITTED, ROLLED_BACK, UNKNOWN, commit_outcome, is_interruption, note_commit_outcome
+from ..hubs import hub
+from .core import PoolCore
+from .health import READY
+from .lending import lend
+from .returning import give_back, note_error
+from .slot import Slot
 
 logger = logging.getLogger("greenpg.pool")
+
+T = TypeVar("T")
+
+_REPEATABLE = (psycopg2.errors.SerializationFailure, psycopg2.errors.DeadlockDetected)
+_FIRST_DELAY = 0.005
+_LONGEST_DELAY = 1.0
 
 
 class ConnectionContext:
     """Lends a connection for a block: commits at its end, rolls back if it raises, and returns it in any case."""
 
-    __slots__ = ("_conn", "_lent_at", "_pool", "_timeout")
+    __slots__ = ("_core", "_lent_at", "_slot", "_timeout")
 
-    def __init__(self, pool: ConnectionPool, timeout: float | None) -> None:
-        self._pool = pool
+    def __init__(self, core: PoolCore, timeout: float | None) -> None:
+        self._core = core
         self._timeout = timeout
 
     def __enter__(self) -> Any:
-        self._conn = conn = self._pool._lend(self._timeout)
-        self._lent_at = conn._slot.lent_at
-        return conn
+        self._slot = slot = lend(self._core, self._timeout)
+        self._lent_at = slot.lent_at
+        return slot.conn
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        conn = self._conn
-        if conn._slot.lent_at != self._lent_at:
+        slot = self._slot
+        if slot.lent_at != self._lent_at:
             return  # the block has returned it, and it may be somebody else's by now
-        if exc is None and conn.closed and conn._driver_status == READY:
-            self._pool.putconn(conn)  # the block has closed it, and nothing was open in it
+        if exc is None and slot.conn.closed and slot.conn._driver_status == READY:
+            give_back(self._core, slot)  # the block has closed it, and nothing was open in it
         else:
-            finish(self._pool, conn, exc)
+            finish(self._core, slot, exc)
 
 
 class CursorContext:
     """Lends a cursor in a transaction of its own: commits at the end, rolls back if the block raises."""
 
-    __slots__ = ("_conn", "_cursor", "_cursor_factory", "_lent_at", "_pool", "_timeout")
+    __slots__ = ("_core", "_cursor", "_cursor_factory", "_lent_at", "_slot", "_timeout")
 
-    def __init__(self, pool: ConnectionPool, cursor_factory: Any, timeout: float | None) -> None:
-        self._pool = pool
+    def __init__(self, core: PoolCore, cursor_factory: Any, timeout: float | None) -> None:
+        self._core = core
         self._cursor_factory = cursor_factory
         self._timeout = timeout
-        self._conn: Any = None
-        self._cursor: Any = None
 
     def __enter__(self) -> Any:
-        self._conn = conn = self._pool._lend(self._timeout)
-        self._lent_at = conn._slot.lent_at
+        self._slot = slot = lend(self._core, self._timeout)
+        self._lent_at = slot.lent_at
+        conn = slot.conn
         try:
             self._cursor = cursor = conn.cursor(None, self._cursor_factory)
         except BaseException:
-            self._pool.putconn(conn)
+            give_back(self._core, slot)
             raise
         if not conn.autocommit:
             conn._blocks.append(self)
@@ -71,13 +84,13 @@ class CursorContext:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        conn, self._conn = self._conn, None
+        slot = self._slot
         cursor, self._cursor = self._cursor, None
-        if conn._slot.lent_at != self._lent_at:
+        if slot.lent_at != self._lent_at:
             return
-        conn._blocks.clear()
+        slot.conn._blocks.clear()
         try:
-            finish(self._pool, conn, exc)
+            finish(self._core, slot, exc)
         finally:
             cursor.close()
 
@@ -87,8 +100,8 @@ class TransactionContext(ConnectionContext):
 
     __slots__ = ("_options", "_transaction")
 
-    def __init__(self, pool: ConnectionPool, timeout: float | None, options: dict[str, Any]) -> None:
-        super().__init__(pool, timeout)
+    def __init__(self, core: PoolCore, timeout: float | None, options: dict[str, Any]) -> None:
+        super().__init__(core, timeout)
         self._options = options
         self._transaction: Any = None
 
@@ -106,7 +119,7 @@ class TransactionContext(ConnectionContext):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         transaction, self._transaction = self._transaction, None
-        if self._conn._slot.lent_at != self._lent_at:
+        if self._slot.lent_at != self._lent_at:
             return False
         try:
             is_settled: bool = transaction.__exit__(exc_type, exc, traceback)
@@ -119,15 +132,15 @@ class TransactionContext(ConnectionContext):
         return is_settled
 
 
-def finish(pool: ConnectionPool, conn: Any, exc: BaseException | None) -> None:
+def finish(core: PoolCore, slot: Slot, exc: BaseException | None) -> None:
     """The end of a block that has raised the exception, or None: commit, or roll back without hiding the exception,
     and give the connection back. Suspends if there is a transaction."""
-    is_committed = False
+    conn, is_committed = slot.conn, False
     try:
         if exc is None:
             is_committed = end_transaction(conn, commit=True)
         else:
-            note_error(pool, conn, exc)
+            note_error(core, slot, exc)
             try:
                 end_transaction(conn, commit=False)
             except Exception as error:
@@ -137,8 +150,83 @@ def finish(pool: ConnectionPool, conn: Any, exc: BaseException | None) -> None:
     finally:
         # Killed in the commit or not: the pool looks at the connection's state and does what is needed.
         try:
-            pool.putconn(conn)
+            give_back(core, slot)
         except BaseException as error:
             if is_committed and commit_outcome(error) is None:
                 note_commit_outcome(error, COMMITTED)
             raise
+
+
+def run_repeatedly(
+    core: PoolCore, function: Callable[[Any], T], attempts: int, timeout: float | None, options: dict[str, Any]
+) -> T | None:
+    """`pool.run()`. Between two attempts the connection is free for others."""
+    if attempts < 1:
+        raise ValueError(f"attempts must be at least 1, not {attempts}")
+    delay = _FIRST_DELAY
+    for attempt in range(1, attempts + 1):
+        try:
+            with TransactionContext(core, timeout, options) as conn:
+                return function(conn)
+            return None  # a Rollback has ended the block
+        except _REPEATABLE as error:
+            if attempt == attempts:
+                error.args = (f"{str(error).rstrip()} (tried {attempts} times)",)
+                raise
+            logger.info(
+                "pool %r: attempt %d of %d failed: %s", core.options.name, attempt, attempts, type(error).__name__
+            )
+        hub().sleep(delay * random.uniform(0.5, 1.5))
+        delay = min(delay * 2, _LONGEST_DELAY)
+    raise AssertionError("unreachable")
+
+
+def run_one_shot(
+    core: PoolCore, query: Any, vars: Any, fetch: Callable[[Any], T], cursor_factory: Any, timeout: float | None
+) -> T:
+    """One statement, committed by itself, in one round trip.
+
+    On a connection whose BEGIN says more than that (its isolation level ...) it's a transaction, which takes two.
+    """
+    slot = lend(core, timeout)
+    conn = slot.conn
+    try:
+        cur = conn.cursor(None, cursor_factory)
+        is_transaction = not conn.autocommit and slot.settings.puts_more_into_begin
+        try:
+            if is_transaction:
+                with conn.transaction():
+                    cur.execute(query, vars)
+                    result = fetch(cur)
+            else:
+                execute_alone(conn, cur, query, vars)
+                result = fetch(cur)
+        except BaseException as error:
+            is_done = not is_transaction and cur.statusmessage is not None
+            _note_outcome(conn, error, COMMITTED if is_done else ROLLED_BACK)
+            raise
+        cur.close()
+        return result
+    except psycopg2.Error as error:
+        note_error(core, slot, error)
+        raise
+    finally:
+        give_back(core, slot)
+
+
+def _note_outcome(conn: Any, error: BaseException, outcome: str) -> None:
+    """What has become of the statement. Nothing is said of an error before anything was sent."""
+    if commit_outcome(error) is not None:
+        return
+    if conn.closed:
+        note_commit_outcome(error, UNKNOWN)
+    elif outcome == COMMITTED or is_interruption(error) or getattr(error, "pgcode", None) is not None:
+        note_commit_outcome(error, outcome)
+
+
+def first_value(cur: Any) -> Any:
+    """The first column of the first row; None if there is no row."""
+    row = cur.fetchone()
+    if row is None:
+        return None
+    return next(iter(row.values())) if isinstance(row, dict) else row[0]

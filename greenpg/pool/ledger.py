@@ -9,6 +9,8 @@ Pure bookkeeping: every method is called with the pool's mutex held, none suspen
     RESETTING  the task that cleans it         IDLE LENT CLOSED
     CLOSED     nobody; out of the table        -
 
+`Ledger.move()` alone changes a slot's state.
+
 Invariants (`check_invariants`), whenever the mutex is free:
 - there are at most `max_size` slots (unless the pool was made smaller while more were lent);
 - if somebody waits, nothing is idle (unless the pool is paused);
@@ -19,76 +21,11 @@ Invariants (`check_invariants`), whenever the mutex is free:
 
 from __future__ import annotations
 
-import enum
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from types import CodeType
-from typing import Any
 
 from ..hubs import Event
-
-
-class SlotState(enum.IntEnum):  # whose hash is C's
-    """Who may touch a slot; the module's docstring has the table."""
-
-    OPENING = enum.auto()
-    IDLE = enum.auto()
-    LENT = enum.auto()
-    RESETTING = enum.auto()
-    CLOSED = enum.auto()
-
-
-OPENING, IDLE, LENT, RESETTING, CLOSED = SlotState
-
-TRANSITIONS = {
-    OPENING: frozenset({IDLE, LENT, CLOSED}),
-    IDLE: frozenset({LENT, RESETTING, CLOSED}),
-    LENT: frozenset({IDLE, LENT, RESETTING, CLOSED}),
-    RESETTING: frozenset({IDLE, LENT, CLOSED}),
-    CLOSED: frozenset[SlotState](),
-}
-
-
-class Slot:
-    """The right to one server connection."""
-
-    __slots__ = (
-        "bare_settings",
-        "conn",
-        "expires_at",
-        "forget_holder",
-        "holder",
-        "is_suspect",
-        "lent_at",
-        "opened_at",
-        "settings",
-        "stack",
-        "state",
-        "taken_at",
-        "trusted_until",
-    )
-
-    def __init__(self) -> None:
-        self.state = OPENING
-        self.conn: Any = None
-        # All times by `time.monotonic()`.
-        self.opened_at = 0.0
-        self.expires_at = 0.0
-        #: Until then it's lent without a look whether it is alive.
-        self.trusted_until = 0.0
-        #: Connections of its age were found dead: it needs a ping.
-        self.is_suspect = False
-        #: Since when it is lent, and the task it was lent to.
-        self.lent_at = 0.0
-        self.holder: object = None
-        #: Code and line that called getconn(), and what makes the hub forget that the task's end is of interest.
-        self.taken_at: tuple[CodeType, int] | None = None
-        self.forget_holder: Callable[[], object] | None = None
-        #: What psycopg2 keeps of the session for each new borrower, and what it kept before `configure`.
-        self.settings: Any = None
-        self.bare_settings: Any = None
-        #: The stack where it was taken, if leaks are looked for.
-        self.stack: list[str] | None = None
+from .slot import CLOSED, IDLE, LENT, OPENING, RESETTING, TRANSITIONS, Slot, SlotState
 
 
 class Ledger:
@@ -100,7 +37,7 @@ class Ledger:
         #: Whether connections that nobody waits for are kept.
         self.keeps_idle = keeps_idle
         self.is_paused = False
-        #: The fewest connections that were idle at a time since the keeper last looked.
+        #: The fewest connections that were idle at a time since the last `note_idle()`.
         self.least_idle = 0
         self.slots: set[Slot] = set()
         self.idle: deque[Slot] = deque()
@@ -110,9 +47,11 @@ class Ledger:
         #: set once, to the slot that is handed over or to the exception to raise, by whoever takes it out of the line.
         #: Not a dict: taking the first key again and again gets slow there.
         self.line: OrderedDict[Event, None] = OrderedDict()
+        #: Of those that are OPENING, the ones that nobody has begun to open.
+        self.to_open: deque[Slot] = deque()
         self._size_when_shrunk = 0
         #: It was made smaller, and what was lent then has to come back.
-        self._is_shrinking = False
+        self.is_shrinking = False
 
     @property
     def size(self) -> int:
@@ -129,14 +68,14 @@ class Ledger:
         surplus = []
         while len(self.slots) > max_size and self.idle:
             surplus.append(self.idle[0])
-            self.remove(self.idle[0])
+            self.move(self.idle[0], CLOSED)
         self._size_when_shrunk = len(self.slots)
-        self._is_shrinking = len(self.slots) > max_size
+        self.is_shrinking = len(self.slots) > max_size
         return surplus
 
     def _is_too_many(self) -> bool:
-        self._is_shrinking = len(self.slots) > self.max_size
-        return self._is_shrinking
+        self.is_shrinking = len(self.slots) > self.max_size
+        return self.is_shrinking
 
     @property
     def lent_count(self) -> int:
@@ -147,16 +86,37 @@ class Ledger:
         """Connections that there are, whoever has them."""
         return len(self.slots) - len(self.opening)
 
+    def move(self, slot: Slot, state: SlotState) -> None:
+        """Give the slot to somebody else. AssertionError if the table at the head of this file doesn't allow that."""
+        old = slot.state
+        if state not in TRANSITIONS[old]:
+            raise AssertionError(f"a slot that is {old.name} can't become {state.name}")
+        slot.state = state
+        if old is IDLE:
+            idle = self.idle
+            if idle[0] is slot:
+                idle.popleft()
+            else:
+                idle.remove(slot)
+            if len(idle) < self.least_idle:
+                self.least_idle = len(idle)
+        elif old is not LENT:
+            (self.opening if old is OPENING else self.resetting).remove(slot)
+        if state is IDLE:
+            self.idle.append(slot)
+        elif state is RESETTING:
+            self.resetting.add(slot)
+        elif state is CLOSED:
+            self.slots.remove(slot)
+
     # -- lending
 
     def take(self) -> Slot | None:
         """Lend the connection that has been idle for longest."""
         if not self.idle or self.is_paused:
             return None
-        slot = self.idle.popleft()
-        slot.state = LENT
-        if len(self.idle) < self.least_idle:
-            self.least_idle = len(self.idle)
+        slot = self.idle[0]
+        self.move(slot, LENT)
         return slot
 
     def give(self, slot: Slot) -> bool:
@@ -164,30 +124,29 @@ class Ledger:
 
         False: it is neither wanted nor kept, and out of the table; the caller has to close it.
         """
-        if self._is_shrinking and self._is_too_many():
-            self.remove(slot)
+        if self.is_shrinking and self._is_too_many():
+            self.move(slot, CLOSED)
             return False
-        if slot.state is not LENT:
-            assert LENT in TRANSITIONS[slot.state], slot.state
-            self.opening.discard(slot)
-            self.resetting.discard(slot)
         if self.line and not self.is_paused:
-            slot.state = LENT
+            self.move(slot, LENT)
             self.line.popitem(False)[0].set(slot)  # the first, not the last
-        elif self.keeps_idle:
-            slot.state = IDLE
-            self.idle.append(slot)
-        else:
-            slot.state = LENT
-            self.remove(slot)
-            return False
-        return True
+            return True
+        self.move(slot, IDLE if self.keeps_idle else CLOSED)
+        return self.keeps_idle
+
+    def pause(self) -> None:
+        """Lend nothing."""
+        self.is_paused = True
 
     def resume(self) -> None:
-        """The pool isn't paused any more: lend what is idle to those who wait."""
+        """Lend again, first to those who wait."""
         self.is_paused = False
-        while self.idle and self.line:
-            self.give(self.idle.popleft())
+        while self.line and (slot := self.take()):
+            self.line.popitem(False)[0].set(slot)
+
+    def join_line(self, event: Event) -> None:
+        """The event's task waits for a connection."""
+        self.line[event] = None
 
     def leave_line(self, event: Event) -> Slot | None:
         """The waiter goes. Returns what it has been handed already, which is then the caller's to use or to pass on."""
@@ -202,47 +161,67 @@ class Ledger:
     # -- slots
 
     def reserve(self) -> Slot:
-        """A new slot, OPENING. The caller has seen that there's room for one."""
+        """A new slot, to be opened. The caller has seen that there's room for one."""
         assert len(self.slots) < self.max_size
         slot = Slot()
         self.slots.add(slot)
         self.opening.add(slot)
+        self.to_open.append(slot)
         return slot
 
-    def should_grow(self) -> bool:
-        """One connection at a time while clients wait: the next is often not needed when this one is ready.
+    def reserve_at_least(self, size: int) -> None:
+        """Reserve until there are so many slots."""
+        while len(self.slots) < size:
+            self.reserve()
 
-        Where none is kept, one for each client.
+    def grow(self) -> None:
+        """Reserve what waiting clients, or the least size, ask for.
+
+        One connection at a time while clients wait: the next is often not needed when this one is ready. Where none is
+        kept, one for each client.
         """
-        if len(self.slots) >= self.max_size or self.is_paused:
-            return False
-        if not self.keeps_idle:
-            return len(self.opening) < len(self.line)
-        return not self.opening and (bool(self.line) or len(self.slots) < self.min_size)
+        while len(self.slots) < self.max_size and not self.is_paused:
+            if not self.keeps_idle:
+                if len(self.opening) >= len(self.line):
+                    return
+            elif self.opening or not (self.line or len(self.slots) < self.min_size):
+                return
+            self.reserve()
 
-    def start_reset(self, slot: Slot) -> None:
-        assert RESETTING in TRANSITIONS[slot.state], slot.state
-        if slot.state is IDLE:
-            self.idle.remove(slot)
-        slot.state = RESETTING
-        self.resetting.add(slot)
-
-    def remove(self, slot: Slot) -> None:
-        """The slot's connection is gone, or never came about."""
-        assert CLOSED in TRANSITIONS[slot.state], slot.state
-        if slot.state is IDLE:
-            self.idle.remove(slot)
-        slot.state = CLOSED
-        self.opening.discard(slot)
-        self.resetting.discard(slot)
-        self.slots.remove(slot)
+    def replace_lost(self) -> None:
+        """A connection was lost: reserve a slot for another one if it's needed."""
+        if len(self.slots) < self.min_size or (self.line and len(self.slots) < self.max_size):
+            self.reserve()
 
     def remove_idle(self) -> list[Slot]:
         """Take all idle connections out of the table."""
         slots = list(self.idle)
         for slot in slots:
-            self.remove(slot)
+            self.move(slot, CLOSED)
         return slots
+
+    def remove_unbegun(self) -> None:
+        """Give up what nobody has begun to open."""
+        while self.to_open:
+            self.move(self.to_open.popleft(), CLOSED)
+
+    def remove_unused(self) -> Slot | None:
+        """Take the connection that has been idle for longest out of the table, if one wasn't needed since the last
+        time, and there are more than `min_size`."""
+        unused, slot = self.least_idle, None
+        if unused and self.idle and len(self.slots) > self.min_size:
+            slot = self.idle[0]
+            self.move(slot, CLOSED)
+        self.note_idle()
+        return slot
+
+    def note_idle(self) -> None:
+        """From now on `least_idle` is counted anew."""
+        self.least_idle = len(self.idle)
+
+    def stop_keeping(self) -> None:
+        """The pool is closed: what comes back goes."""
+        self.keeps_idle = False
 
     def longest_lent(self) -> Slot | None:
         lent = [slot for slot in self.slots if slot.state is LENT and slot.lent_at]
@@ -255,6 +234,7 @@ class Ledger:
         assert by_state[OPENING] == self.opening, "OPENING slots are out of step"
         assert by_state[RESETTING] == self.resetting, "RESETTING slots are out of step"
         assert by_state[IDLE] == set(self.idle) and len(self.idle) == len(by_state[IDLE]), "IDLE slots are out of step"
+        assert self.opening.issuperset(self.to_open), "what is to be opened isn't OPENING"
         assert len(by_state[LENT]) == self.lent_count
         assert len(self.slots) <= self.most_slots, f"{len(self.slots)} slots, but max_size is {self.max_size}"
         assert self.is_paused or not (self.line and self.idle), "somebody waits although a connection is idle"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from .parameters import check_sizes
+from .lending import lend
+from .opening import replace
+from .options import check_sizes
 from .pool import ConnectionPool
-from .returning import discard
 
 
 class NullConnectionPool(ConnectionPool):
@@ -27,7 +28,8 @@ class NullConnectionPool(ConnectionPool):
     @property
     def max_size(self) -> int:
         """0: no limit."""
-        return 0 if self._ledger.max_size == sys.maxsize else self._ledger.max_size
+        max_size = super().max_size
+        return 0 if max_size == sys.maxsize else max_size
 
     def wait(self, timeout: float = 30.0) -> None:
         """Suspend until a connection has been opened, to see whether it can be.
@@ -35,12 +37,12 @@ class NullConnectionPool(ConnectionPool):
         Raises `PoolTimeout`, and closes the pool, if that takes longer than `timeout` seconds.
         """
         try:
-            conn = self._lend(timeout)
+            slot = lend(self._core, timeout)
         except BaseException:
             self.close()
             raise
-        conn._pool = None
-        discard(self, conn._slot)
+        slot.forget_loan()
+        replace(self._core, slot)
 
     def check(self) -> None:
         """Nothing to do: there are no idle connections."""

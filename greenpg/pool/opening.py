@@ -1,32 +1,30 @@
 """Opens a pool's connections, in tasks of the pool's own, so that nobody who waits for one is killed while connecting.
 
-A task holds its pool by a weak reference while it waits: a pool that is forgotten is not kept alive.
+A task has the pool's core by a weak reference while it waits: a pool that is forgotten is not kept alive.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
-import time
 import weakref
-from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..connection.connect.connecting import connect
-from ..hubs import Event, hub
-from .ledger import CLOSED, Slot
-from .parameters import for_libpq
-from .returning import IDLE_STATUS, close_quietly, status_name
-
-if TYPE_CHECKING:
-    from .base import BasePool
+from ..connection.connection import Connection
+from ..errors import is_interruption
+from ..hubs import hub
+from .core import PoolCore
+from .health import IDLE_STATUS, close_quietly, status_name
+from .options import for_libpq
+from .slot import CLOSED, Slot
+from .tasks import Workers
 
 logger = logging.getLogger("greenpg.pool")
 
 _FIRST_DELAY = 0.1
 _LONGEST_DELAY = 30.0
-#: While clients wait, the backoff is no longer than this.
-_LONGEST_DELAY_WITH_CLIENTS = 0.25
 
 
 class Backoff:
@@ -49,197 +47,165 @@ class Backoff:
         return min(self._delay * random.uniform(0.9, 1.1), self._ends_at - now)
 
 
-class Opener:
-    """The slots that wait to be opened, and the tasks (at most `num_workers`) that open them.
-
-    Methods marked [mutex] are called with the pool's mutex held. None suspends but the workers' own.
-    """
-
-    def __init__(self, pool: BasePool) -> None:
-        self._pool = weakref.ref(pool, lambda _: self.wake())
-        #: Slots that nobody has begun to open.
-        self.queue: deque[Slot] = deque()
-        #: Workers that wait before they try again.
-        self.resting: set[Event] = set()
-        self._last_failure = 0.0
-        self._on_idle: list[Event] = []
-        self.workers = 0
-        #: The text of the last failed attempt, None after a successful one.
-        self.last_error: str | None = None
-
-    def enqueue(self, slot: Slot) -> None:
-        """[mutex] Open the slot, when `start_workers()` is called."""
-        self.queue.append(slot)
-
-    def hurry(self) -> None:
-        """[mutex] A client is waiting: let the workers that rest try now, unless they have only just failed."""
-        if time.monotonic() - self._last_failure >= _LONGEST_DELAY_WITH_CLIENTS:
-            self.wake()
-
-    def wake(self) -> None:
-        while self.resting:
-            self.resting.pop().set()
-
-    def stop(self, done: Event) -> list[Slot]:
-        """[mutex] Returns the slots that nobody has begun to open; sets `done` when the workers have ended."""
-        self.wake()
-        slots = list(self.queue)
-        self.queue.clear()
-        if self.workers:
-            self._on_idle.append(done)
-        else:
-            done.set()
-        return slots
-
-    def start_workers(self) -> None:
-        """Start as many tasks as there is work for. Called without the mutex."""
-        pool = self._pool()
-        while pool is not None and self.queue:
-            with pool._mutex:
-                if not self.queue or self.workers >= pool.num_workers:
-                    return
-                self.workers += 1
-            try:
-                hub().spawn(_work, self._pool, self)
-            except BaseException:
-                with pool._mutex:
-                    self._end_worker()
-                    while self.queue:
-                        pool._ledger.remove(self.queue.popleft())
-                raise
-
-    # -- the workers' side
-
-    def next_slot(self) -> Slot | None:
-        """[mutex] The next slot to open; None: the worker is to end."""
-        if self.queue:
-            return self.queue.popleft()
-        self._end_worker()
-        return None
-
-    def _end_worker(self) -> None:
-        self.workers -= 1
-        while not self.workers and self._on_idle:
-            self._on_idle.pop().set()
-
-    def rest_until(self, event: Event, delay: float, clients_wait: bool) -> float:
-        """[mutex] The worker is going to wait for the event, until the deadline that is returned."""
-        self.resting.add(event)
-        self._last_failure = now = time.monotonic()
-        return now + (min(delay, _LONGEST_DELAY_WITH_CLIENTS) if clients_wait else delay)
-
-    def rest_is_over(self, event: Event) -> None:
-        """[mutex]"""
-        self.resting.discard(event)
-
-    def abandon(self, slot: Slot, pool: BasePool) -> None:
-        """[mutex] The worker was killed."""
-        if slot.state is not CLOSED and slot.conn is None:
-            pool._ledger.remove(slot)
-        self._end_worker()
+def start_workers(core: PoolCore) -> None:
+    """Start as many tasks as there is work for. Called without the mutex. Doesn't suspend."""
+    ledger, workers = core.ledger, core.workers
+    while ledger.to_open:
+        with core.mutex:
+            if not ledger.to_open or workers.count >= core.options.num_workers:
+                return
+            workers.begin()
+        try:
+            hub().spawn(_work, weakref.ref(core, lambda _: workers.wake()), workers)
+        except BaseException:
+            with core.mutex:
+                workers.end()
+                ledger.remove_unbegun()
+            raise
 
 
-def _work(pool_ref: weakref.ref[BasePool], opener: Opener) -> None:
+def replace(core: PoolCore, slot: Slot) -> None:
+    """Close the slot's connection, and open another one if it's needed. Doesn't suspend."""
+    core.discard(slot)
+    start_workers(core)
+
+
+def _work(core_ref: weakref.ref[PoolCore], workers: Workers) -> None:
     """A worker: opens slots until none is left to open."""
     while True:
-        pool = pool_ref()
-        if pool is None:
+        core = core_ref()
+        if core is None:
             return
-        with pool._mutex:
-            slot = opener.next_slot()
-        if slot is None:
-            return
+        with core.mutex:
+            if not core.ledger.to_open:
+                workers.end()
+                return
+            slot = core.ledger.to_open.popleft()
         try:
-            backoff = Backoff(pool.reconnect_timeout)
-            while pool is not None:
-                delay = _try_to_open(pool, opener, slot, backoff)
+            backoff = Backoff(core.options.reconnect_timeout)
+            while core is not None:
+                delay = _try_to_open(core, slot, backoff)
                 if delay is None:
                     break
                 event = hub().event()
-                with pool._mutex:
-                    deadline = opener.rest_until(event, delay, bool(pool._ledger.line))
-                pool = None
+                with core.mutex:
+                    deadline = workers.rest_until(event, core.now(), delay, bool(core.ledger.line))
+                core = None
                 event.wait(deadline)
-                pool = pool_ref()
-                if pool is not None:
-                    with pool._mutex:
-                        opener.rest_is_over(event)
+                core = core_ref()
+                if core is not None:
+                    with core.mutex:
+                        workers.rest_is_over(event)
         except BaseException:
             # Somebody kills tasks that aren't his. The slot must not stay reserved, nor the worker counted.
-            pool = pool_ref()
-            if pool is not None:
-                with pool._mutex:
-                    opener.abandon(slot, pool)
+            core = core_ref()
+            if core is not None:
+                with core.mutex:
+                    if slot.state is not CLOSED and slot.conn is None:
+                        core.ledger.move(slot, CLOSED)
+                    workers.end()
             raise
-        pool = None
+        core = None
 
 
-def _try_to_open(pool: BasePool, opener: Opener, slot: Slot, backoff: Backoff) -> float | None:
+def _try_to_open(core: PoolCore, slot: Slot, backoff: Backoff) -> float | None:
     """Connect. Returns the seconds after which to try again, None if there is nothing more to do."""
-    if pool.closed:
-        with pool._mutex:
-            pool._ledger.remove(slot)
+    if core.is_closed:
+        with core.mutex:
+            core.ledger.move(slot, CLOSED)
         return None
-    stats = pool._stats
+    slot.begin(core.generation)
+    stats = core.stats
     stats.connections_num += 1
-    started = time.monotonic()
+    started = core.now()
     try:
-        conn = _connect(pool, slot)
+        conn = _connect(core, slot)
     except Exception as error:
         stats.connections_errors += 1
-        opener.last_error = f"{type(error).__name__}: {str(error).strip()}"
-        logger.warning("error connecting in pool %r: %s", pool.name, opener.last_error)
-        delay = backoff.next_delay(time.monotonic())
-        if delay is None or pool.closed:
-            _give_up(pool, slot)
+        logger.warning("error connecting in pool %r: %s", core.options.name, describe(error))
+        delay = backoff.next_delay(core.now())
+        _tell_those_who_wait(core, error)
+        if delay is None or core.is_closed:
+            _give_up(core, slot)
             return None
         return delay
-    stats.connections_ms += (time.monotonic() - started) * 1000.0
-    opener.last_error = None
-    if pool._drained_at > started:
+    stats.connections_ms += (core.now() - started) * 1000.0
+    with core.mutex:
+        core.workers.succeeded()
+    if not core.add(slot, conn):
         close_quietly(conn)
         return 0.0
-    pool._add(slot, conn)
     return None
 
 
-def _give_up(pool: BasePool, slot: Slot) -> None:
-    with pool._mutex:
-        pool._ledger.remove(slot)
-    if pool.closed:
-        return
-    logger.warning("pool %r: gave up reconnecting after %s s", pool.name, pool.reconnect_timeout)
+def describe(error: BaseException) -> str:
+    """The error in a line of text."""
+    return f"{type(error).__name__}: {str(error).strip()}"
+
+
+def _tell_those_who_wait(core: PoolCore, error: Exception) -> None:
+    fails_fast = False
     try:
-        pool.reconnect_failed()
+        fails_fast = not is_interruption(error) and core.options.fails_fast(error)
     except Exception:
-        logger.exception("pool %r: reconnect_failed raised", pool.name)
+        logger.exception("pool %r: fail_fast raised", core.options.name)
+    with core.mutex:
+        core.workers.failed(error)
+        if fails_fast:
+            core.ledger.fail_line(lambda: copied(error))
+            core.end_filling(error)
 
 
-def _connect(pool: BasePool, slot: Slot) -> Any:
+def copied(error: Exception) -> Exception:
+    """A copy to be raised: each task adds its own traceback. The error itself if it can't be copied."""
+    try:
+        copied_error = copy.copy(error)
+    except Exception:
+        return error
+    return copied_error if type(copied_error) is type(error) else error
+
+
+def _give_up(core: PoolCore, slot: Slot) -> None:
+    with core.mutex:
+        core.ledger.move(slot, CLOSED)
+    options = core.options
+    if core.is_closed:
+        return
+    logger.warning("pool %r: gave up reconnecting after %s s", options.name, options.reconnect_timeout)
+    if options.reconnect_failed is None or (pool := core.pool()) is None:
+        return
+    try:
+        options.reconnect_failed(pool)
+    except Exception:
+        logger.exception("pool %r: reconnect_failed raised", options.name)
+
+
+def _connect(core: PoolCore, slot: Slot) -> Connection:
     """A new connection, configured. Suspends."""
-    conninfo = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
-    kwargs = dict((pool.kwargs() if callable(pool.kwargs) else pool.kwargs) or {})
-    conn = connect(
+    options = core.options
+    conninfo = options.conninfo() if callable(options.conninfo) else options.conninfo
+    kwargs: dict[str, Any] = dict((options.kwargs() if callable(options.kwargs) else options.kwargs) or {})
+    conn: Connection = connect(
         conninfo,
-        connection_factory=pool.connection_class,
+        connection_factory=options.connection_class,
         cursor_factory=kwargs.get("cursor_factory"),
         **for_libpq(kwargs),
     )
     try:
         if kwargs.get("autocommit"):
             conn.autocommit = True
-        if pool.statement_deadline is not None:
-            conn.statement_deadline = pool.statement_deadline
-        slot.settings = slot.bare_settings = conn._settings()
-        if pool._configure is not None:
-            pool._configure(conn)
+        if options.statement_deadline is not None:
+            conn.statement_deadline = options.statement_deadline
+        slot.note_settings(conn, is_bare=True)
+        if options.configure is not None:
+            options.configure(conn)
             status = conn.info.transaction_status
             if status != IDLE_STATUS:
                 raise RuntimeError(
-                    f"connection left in status {status_name(status)} by configure function {pool._configure!r}: "
+                    f"connection left in status {status_name(status)} by configure function {options.configure!r}: "
                     "discarded. Let it commit, or set autocommit"
                 )
-            slot.settings = conn._settings()
+            slot.note_settings(conn, is_bare=False)
     except BaseException:
         conn.close()
         raise

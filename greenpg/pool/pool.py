@@ -1,38 +1,32 @@
-"""`ConnectionPool`: many tasks, few connections, shared out fairly.
+"""`ConnectionPool`: many tasks, few connections, shared out fairly. This file is what borrowers call, managed.py what
+else can be done with a pool.
 
-The ledger (ledger.py) knows who has what; opening.py, waiting.py, healing.py and returning.py say how connections come,
-are waited for, looked at, and go; this file is what users call.
+core.py is the state; lending.py tells how a connection is got, returning.py what happens to it when it comes back.
 """
 
 from __future__ import annotations
 
-import logging
 import operator
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ..hubs import hub
-from .base import BasePool
-from .contexts import ConnectionContext, CursorContext, TransactionContext
-from .healing import check_idle_connections, ensure_healthy, ping
-from .ledger import Slot
-from .parameters import check_not_negative
-from .returning import IDLE_STATUS, READY, clean_up, close_quietly
-from .running import first_value, run_one_shot, run_repeatedly
-from .streaming import Stream
-from .waiting import report_deadlock, wait_in_line
+from ..shared.subscription import Subscription
+from .contexts import ConnectionContext, CursorContext, TransactionContext, first_value, run_one_shot, run_repeatedly
+from .lending import lend
+from .managed import ManagedPool
+from .returning import give_back, not_ours, take_back_from_ended
+from .slot import Slot
+from .stream import Stream
 
 T = TypeVar("T")
 
-logger = logging.getLogger("greenpg.pool")
-
-_HOLDER, _ROWCOUNT = operator.attrgetter("holder"), operator.attrgetter("rowcount")
+_ROWCOUNT = operator.attrgetter("rowcount")
 _FETCHONE, _FETCHALL = operator.methodcaller("fetchone"), operator.methodcaller("fetchall")
 
 
-class ConnectionPool(BasePool):
+class ConnectionPool(ManagedPool):
     """At most `max_size` connections, lent to one task at a time, strictly in the order of asking.
 
     Parameters, as psycopg_pool's (sizes count connections, times are in seconds):
@@ -59,6 +53,9 @@ class ConnectionPool(BasePool):
 
     And beyond psycopg_pool's:
 
+    - `fail_fast` (False): True: when connecting fails, whoever waits for a connection (or in `wait()`) gets that error
+      at once, instead of waiting until the timeout while it is tried again. A function: called with each such error, it
+      tells whether that is so.
     - `check_idle` (30): a connection that was idle for longer is pinged before it is lent. Any that was idle at all
       gets a look at its socket, which costs no round trip.
     - `statement_deadline` (None: no limit): how long each statement may take, see `Connection.deadline()`.
@@ -70,59 +67,61 @@ class ConnectionPool(BasePool):
     All its methods may be called from any task of any native thread.
     """
 
-    # -- lending
+    # -- blocks
 
     def connection(self, timeout: float | None = None) -> ConnectionContext:
         """`with pool.connection() as conn:` lends a connection for the block, then commits, or rolls back on error.
 
         Entering suspends until a connection is free, as `getconn()` does; leaving suspends if there's a transaction.
         """
-        return ConnectionContext(self, timeout)
+        return ConnectionContext(self._core, timeout)
 
     def cursor(self, cursor_factory: Any = None, *, timeout: float | None = None) -> CursorContext:
         """`with pool.cursor() as cur:` lends a cursor in a transaction of its own: commit at the end of the block,
         rollback if it raises. Suspends as `connection()` does.
         """
-        return CursorContext(self, cursor_factory, timeout)
+        return CursorContext(self._core, cursor_factory, timeout)
 
     def transaction(self, *, timeout: float | None = None, **options: Any) -> TransactionContext:
         """`with pool.transaction() as conn:` lends a connection for a block that is a transaction.
 
         Options and behaviour of `conn.transaction()`: `isolation_level`, `readonly`, `deferrable`, `force_rollback`.
         """
-        return TransactionContext(self, timeout, options)
+        return TransactionContext(self._core, timeout, options)
 
-    def run(self, function: Callable[[Any], T], *, attempts: int = 5, **options: Any) -> T | None:
+    def run(
+        self, function: Callable[[Any], T], *, attempts: int = 5, timeout: float | None = None, **options: Any
+    ) -> T | None:
         """`function(conn)` in a transaction of its own, repeated if that fails by a serialization failure or deadlock.
 
         Returns its result, None if it raised `greenpg.Rollback`. After `attempts` (default 5) failures of that kind,
         with growing, jittered pauses of 5 ms to 1 s in between, the last one is raised, its text saying how often it
         was tried. Everything else is raised at once. `options` are `transaction()`'s. Suspends.
         """
-        return run_repeatedly(self, function, attempts, **options)
+        return run_repeatedly(self._core, function, attempts, timeout, options)
 
     # -- one statement, one round trip
 
     def execute(self, query: Any, vars: Any = None, *, timeout: float | None = None) -> int:
         """Run one statement, committed by itself, in one round trip. Returns the number of rows. Suspends."""
-        rows: int = run_one_shot(self, query, vars, _ROWCOUNT, None, timeout)
+        rows: int = run_one_shot(self._core, query, vars, _ROWCOUNT, None, timeout)
         return rows
 
     def fetchone(
         self, query: Any, vars: Any = None, *, cursor_factory: Any = None, timeout: float | None = None
     ) -> Any:
         """The first row of a statement that is committed by itself, None if there is none. One round trip. Suspends."""
-        return run_one_shot(self, query, vars, _FETCHONE, cursor_factory, timeout)
+        return run_one_shot(self._core, query, vars, _FETCHONE, cursor_factory, timeout)
 
     def fetchall(
         self, query: Any, vars: Any = None, *, cursor_factory: Any = None, timeout: float | None = None
     ) -> list[Any]:
         """All rows of a statement that is committed by itself. One round trip. Suspends."""
-        return run_one_shot(self, query, vars, _FETCHALL, cursor_factory, timeout)
+        return run_one_shot(self._core, query, vars, _FETCHALL, cursor_factory, timeout)
 
     def fetchval(self, query: Any, vars: Any = None, *, timeout: float | None = None) -> Any:
         """The first column of the first row, None if there is none. One round trip. Suspends."""
-        return run_one_shot(self, query, vars, first_value, None, timeout)
+        return run_one_shot(self._core, query, vars, first_value, None, timeout)
 
     def stream(
         self, sql: Any, args: Any = None, *, chunk_size: int = 2000, cursor_factory: Any = None, timeout: Any = None
@@ -133,193 +132,56 @@ class ConnectionPool(BasePool):
         Doesn't suspend: a connection is borrowed (for `timeout`, see `getconn()`) when the first row is asked for.
         `sql` must be a SELECT or VALUES. Raises ValueError for a `chunk_size` below 1.
         """
-        return Stream(self, sql, args, chunk_size=chunk_size, cursor_factory=cursor_factory, timeout=timeout)
+        return Stream(self._core, sql, args, chunk_size=chunk_size, cursor_factory=cursor_factory, timeout=timeout)
 
     # -- by hand
 
-    def getconn(self, timeout: float | None = None) -> Any:
+    def getconn(self, timeout: float | None = None, *, take_back: bool = True) -> Any:
         """Borrow a connection; each must be given back with `putconn()`. `connection()` is harder to get wrong.
 
         Suspends until one is free, for at most `timeout` seconds (None: the pool's; 0: doesn't wait). Raises
-        `PoolTimeout`; `PoolClosed`; `TooManyRequests` when `max_waiting` tasks wait already; ValueError for a negative
-        timeout.
+        `PoolTimeout`, whose `__cause__` is the last error of connecting, if that failed; `PoolClosed`;
+        `TooManyRequests` when `max_waiting` tasks wait already; ValueError for a negative timeout; with `fail_fast`
+        what connecting fails by.
 
         If the task ends without giving it back, the pool takes it back, with a warning, unless another task has used it
-        since.
+        since. `take_back=False`: not so, for connections that may outlive their task, as a framework's do.
         """
-        conn = self._lend(timeout)
-        slot: Slot = conn._slot
-        frame = sys._getframe(1)
-        slot.taken_at = (frame.f_code, frame.f_lineno)
-        lent_at = slot.lent_at
-        slot.forget_holder = hub().on_end(slot.holder, lambda: self._take_back(slot, lent_at))
-        return conn
-
-    def _lend(self, timeout: float | None) -> Any:
-        if timeout is not None and not timeout >= 0:
-            check_not_negative(timeout=timeout)
-        self._stats.requests_num += 1
-        ledger, slot = self._ledger, None
-        if ledger.idle:
-            mutex = self._mutex
-            mutex.acquire()  # `with` takes half as long again
-            try:
-                slot = ledger.take()
-            finally:
-                mutex.release()
-        if slot is None:
-            if self._closed:
-                self._open_if_needed()
-            slot = wait_in_line(self, self.timeout if timeout is None else timeout)
-        now = time.monotonic()
-        if now > slot.trusted_until:
-            slot = ensure_healthy(self, slot, now, self.timeout if timeout is None else timeout)
-            now = time.monotonic()
-        # From here to the caller nothing suspends, so nobody can be killed with the slot in hand.
-        slot.holder = self._current_task()
-        slot.lent_at = now
-        conn = slot.conn
-        conn._pool = self
-        if self.leak_after is not None:
-            self._keeper.note_stack(slot)
-        return conn
-
-    def _on_delay(self, task: object | None) -> None:
-        """A request has waited for a moment (see `hubs.Event`): is its task one that holds a connection?"""
-        if (hub().current() if task is None else task) in map(_HOLDER, list(self._ledger.slots)):
-            report_deadlock(self, task)
+        core = self._core
+        slot = lend(core, timeout)
+        if take_back:
+            frame = sys._getframe(1)
+            slot.taken_at = (frame.f_code, frame.f_lineno)
+            lent_at = slot.lent_at
+            slot.forget_holder = hub().on_end(slot.holder, lambda: take_back_from_ended(core, slot, lent_at))
+        return slot.conn
 
     def putconn(self, conn: Any) -> None:
         """Give a borrowed connection back; an open transaction is rolled back, a broken connection replaced.
 
         Raises ValueError, and touches nothing, if the connection isn't one that this pool has lent. Suspends only for
-        a rollback, or in the pool's `reset`.
+        a rollback: a `reset` is done by a task of the pool's own.
         """
-        try:
-            is_ours = conn._pool is self
-        except AttributeError:
-            is_ours = False
-        if not is_ours:
-            raise ValueError(self._not_ours(conn))
-        slot: Slot = conn._slot
-        now = time.monotonic()
-        self._stats.usage_ms += (now - slot.lent_at) * 1000.0
-        if self._observer is not None:
-            self._observer.held(now - slot.lent_at)
-        conn._pool = slot.holder = None
-        slot.lent_at = 0.0
-        slot.trusted_until = now + self._trust
-        if slot.forget_holder is not None:
-            slot.forget_holder()
-            slot.forget_holder = None
-        if (
-            conn.get_transaction_status() == IDLE_STATUS  # so it isn't closed, either
-            and now < slot.expires_at
-            and self._reset is None
-            and conn._driver_status == READY  # else somebody executed a COMMIT, which psycopg2 doesn't know of
-            and not (conn._has_altered_settings or conn._blocks or conn._is_entered or conn.notices or conn.notifies)
-        ):
-            mutex = self._mutex  # _pass_on() spelled out
-            mutex.acquire()
-            try:
-                is_wanted = self._ledger.give(slot)
-            finally:
-                mutex.release()
-            if not is_wanted:
-                close_quietly(conn)
-        else:
-            clean_up(self, slot)
+        slot: Slot | None = getattr(conn, "_lender", None)
+        if slot is None:
+            raise not_ours(self._core, conn)
+        give_back(self._core, slot)
 
-    def _take_back(self, slot: Slot, lent_at: float) -> None:
-        """The task that took the connection has ended. Called in the hub, where nothing may suspend."""
-        conn = slot.conn
-        if slot.lent_at != lent_at or conn._pool is not self or conn._gate.last_user not in (None, hash(slot.holder)):
-            return
-        code, line = slot.taken_at or (None, 0)
-        logger.warning(
-            "pool %r: %s ended without returning the connection that it took in %s, line %d (%s); it is taken back",
-            self.name,
-            hub().describe(slot.holder),
-            code and code.co_filename,
-            line,
-            code and code.co_name,
-        )
-        slot.forget_holder = None
-        hub().spawn(self.putconn, conn)
+    # -- LISTEN and NOTIFY
 
-    def _not_ours(self, conn: Any) -> str:
-        pool = getattr(conn, "_pool", None)
-        slot = getattr(conn, "_slot", None)
-        if pool is not None:
-            reason = f"it comes from pool {pool.name!r}"
-        elif slot is not None:
-            reason = "it has been returned already"
-        else:
-            reason = "it doesn't come from any pool"
-        return f"can't return connection to pool {self.name!r}, {reason}: {conn!r}"
+    def listen(self, *channels: str, timeout: float | None = None, max_pending: int | None = None) -> Subscription:
+        """`with pool.listen("orders") as subscription:` subscribes to the channels, as `Listener.subscribe()` does.
 
-    # -- maintenance
-
-    def check(self) -> None:
-        """Ping the idle connections, and replace those that are broken or expired. Suspends."""
-        check_idle_connections(self)
-
-    @staticmethod
-    def check_connection(conn: Any) -> None:
-        """Raise if the connection doesn't work. Suspends for a round trip. May be given to a pool as `check`."""
-        ping(conn)
-
-    def drain(self) -> None:
-        """Replace all connections: the idle ones now, those that are lent when they come back. Doesn't suspend."""
-        with self._mutex:
-            self._drained_at = time.monotonic()
-            idle = self._ledger.remove_idle()
-            for slot in self._ledger.slots:
-                slot.expires_at = 0.0
-        for slot in idle:
-            close_quietly(slot.conn)
-        with self._mutex:
-            # Closing may have let others run, who have reserved slots since.
-            for _ in idle:
-                if self._ledger.size < self._ledger.max_size and not self._closed:
-                    self._opener.enqueue(self._ledger.reserve())
-        self._opener.start_workers()
-
-    def resize(self, min_size: int, max_size: int | None = None) -> None:
-        """Change the sizes, from now on. Lent connections above `max_size` are closed as they come back.
-
-        Raises ValueError for sizes that make no sense. Doesn't suspend.
+        All subscriptions of a pool share one connection, which is opened for the first of them, is not counted in
+        `max_size`, and is closed with the pool. Suspends, for at most `timeout` seconds (None: the pool's), until the
+        server listens. Raises what `Listener.subscribe()` raises, and `PoolClosed`.
         """
-        min_size, max_size = self._check_size(min_size, max_size)
-        with self._mutex:
-            surplus = self._ledger.resize(min_size, max_size)
-            if not self._closed:
-                while self._ledger.size < min_size:
-                    self._opener.enqueue(self._ledger.reserve())
-                self._grow()
-        for slot in surplus:
-            close_quietly(slot.conn)
-        self._keeper.start()
-        self._opener.start_workers()
+        return self._listening.subscribe(channels, timeout, max_pending)
 
-    def pause(self) -> None:
-        """Lend nothing until `resume()`: requests wait in the line, up to their timeouts. Doesn't suspend."""
-        with self._mutex:
-            self._ledger.is_paused = True
+    def notify(self, channel: str, payload: str = "", *, timeout: float | None = None) -> None:
+        """Send a notification, in a transaction of its own. Suspends as `cursor()` does.
 
-    def resume(self) -> None:
-        """Lend again, first to those who wait. Doesn't suspend."""
-        with self._mutex:
-            self._ledger.resume()
-            self._grow()
-        self._opener.start_workers()
-
-    def get_histograms(self) -> dict[str, dict[str, int]]:
-        """How often requests waited (`wait_ms`), and connections were held (`hold_ms`), by upper bound.
-
-        The bounds are milliseconds, "inf" the last; each count is of its own range, not of all below. Raises ValueError
-        unless the pool was made with `histograms=True`.
+        Raises ValueError for a payload of 8000 bytes or more, and for a name that can't be a channel. To notify as part
+        of another transaction, execute `SELECT pg_notify(channel, payload)` in it.
         """
-        if self._observer is None:
-            raise ValueError(f"the pool {self.name!r} doesn't keep histograms: make it with histograms=True")
-        return self._observer.as_dict()
+        self._listening.notify(channel, payload, timeout)

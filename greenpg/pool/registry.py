@@ -50,14 +50,14 @@ def get_pool(name_or_uri: str, /, conninfo: Conninfo | None = None, **options: A
         entry = _entries.get(name_or_uri)
         if entry is None and "conninfo" not in options and "kwargs" not in options:
             raise LookupError(_unknown(name_or_uri))
-        is_gone = entry is not None and entry.pool.closed and entry.pool._opened
+        is_gone = entry is not None and entry.pool.closed and entry.pool._core.was_opened
         if entry is not None and not is_bare and not is_gone:
             _check_same(name_or_uri, entry.options, options)
         if entry is None or is_gone:
             if entry is not None and is_bare:
                 options = entry.options
             entry = _entries[name_or_uri] = _Entry(_make(name_or_uri, is_name, options), dict(options))
-    if entry.options.get("open") and not entry.pool._opened:
+    if entry.options.get("open") and not entry.pool._core.was_opened:
         entry.pool.open()
     return entry.pool
 

@@ -1,130 +1,196 @@
-"""What happens to a connection that comes back: it is lent on, cleaned, or replaced. The slot is never lost."""
+"""What happens to a connection when it comes back: it is lent on, cleaned, or replaced. The slot is never lost."""
 
 from __future__ import annotations
 
 import logging
-import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import psycopg2
 from psycopg2 import extensions
 
 from ..errors import is_interruption
 from ..hubs import hub
-from .sessions import reset_session
-
-if TYPE_CHECKING:
-    from .base import BasePool
-    from .ledger import Slot
+from .core import PoolCore
+from .health import IDLE_STATUS, READY, close_quietly, status_name
+from .opening import replace
+from .slot import IDLE, RESETTING, Slot
 
 logger = logging.getLogger("greenpg.pool")
 
-IDLE_STATUS = extensions.TRANSACTION_STATUS_IDLE
-READY = extensions.STATUS_READY
-_STATUS_NAMES = {
-    extensions.TRANSACTION_STATUS_IDLE: "IDLE",
-    extensions.TRANSACTION_STATUS_ACTIVE: "ACTIVE",
-    extensions.TRANSACTION_STATUS_INTRANS: "INTRANS",
-    extensions.TRANSACTION_STATUS_INERROR: "INERROR",
-    extensions.TRANSACTION_STATUS_UNKNOWN: "UNKNOWN",
-}
-
-
 _CLOSED_BY_USER = 1  # psycopg2's `closed` is 2 after a failure
 
+#: SQLSTATEs after which a connection isn't lent again: the server is going, or it isn't the primary any more.
+_EVICTING = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25006"})
 
-def status_name(status: int) -> str:
-    """libpq's name of a transaction status."""
-    return _STATUS_NAMES.get(status, str(status))
+#: What DISCARD ALL does, but for the plans of prepared statements; DISCARD ALL itself can't share a round trip. And the
+#: setting that psycopg2 makes when it connects.
+_SESSION_RESET = """\
+CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DEALLOCATE ALL; UNLISTEN *; \
+SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES; SET datestyle TO 'ISO'"""
 
 
-def clean_up(pool: BasePool, slot: Slot) -> None:
+def not_ours(core: PoolCore, conn: Any) -> ValueError:
+    """The error of who returns a connection that this pool hasn't lent."""
+    slot = getattr(conn, "_lender", None)
+    if slot is None:
+        reason = "it doesn't come from any pool"
+    elif slot.lent_by is None:
+        reason = "it has been returned already"
+    else:
+        reason = f"it comes from pool {slot.lent_by.options.name!r}"
+    return ValueError(f"can't return connection to pool {core.options.name!r}, {reason}: {conn!r}")
+
+
+def give_back(core: PoolCore, slot: Slot) -> None:
+    """The borrower returns the connection. Suspends only for a rollback. ValueError if it isn't lent by this pool."""
+    if slot.lent_by is not core:
+        raise not_ours(core, slot.conn)
+    conn, options, ledger, now = slot.conn, core.options, core.ledger, core.now()
+    core.stats.usage_ms += (now - slot.lent_at) * 1000.0
+    if core.histograms is not None:
+        core.histograms.held(now - slot.lent_at)
+    slot.lent_by = slot.holder = None
+    slot.lent_at = 0.0
+    slot.trusted_until = now + options.unchecked_seconds
+    if slot.forget_holder is not None:
+        slot.forget_holder()
+        slot.forget_holder = None
+    if not (
+        conn.get_transaction_status() == IDLE_STATUS  # so it isn't closed, either
+        and now < slot.expires_at
+        and slot.generation == core.generation
+        and options.only_rolls_back
+        and conn._driver_status == READY  # else somebody executed a COMMIT, which psycopg2 doesn't know of
+        and not (conn._has_altered_settings or conn._blocks or conn._is_entered or slot.notices or slot.notifies)
+    ):
+        _clean_up(core, slot)
+        return
+    mutex = core.mutex  # core.pass_on(), and ledger.give() in the usual case, spelled out
+    mutex.acquire()
+    try:
+        if ledger.line or ledger.is_shrinking or not ledger.keeps_idle:
+            is_wanted = ledger.give(slot)
+        else:
+            ledger.move(slot, IDLE)
+            is_wanted = True
+    finally:
+        mutex.release()
+    if not is_wanted:
+        close_quietly(conn)
+
+
+def take_back_from_ended(core: PoolCore, slot: Slot, lent_at: float) -> None:
+    """The task that took the connection has ended. Called in the hub, where nothing may suspend."""
+    if slot.lent_at != lent_at or slot.lent_by is not core:
+        return
+    if slot.conn._gate.last_user not in (None, hash(slot.holder)):
+        return  # another task goes on with it
+    code, line = slot.taken_at or (None, 0)
+    logger.warning(
+        "pool %r: %s ended without returning the connection that it took in %s, line %d (%s); it is taken back",
+        core.options.name,
+        hub().describe(slot.holder),
+        code and code.co_filename,
+        line,
+        code and code.co_name,
+    )
+    slot.forget_holder = None
+    hub().spawn(_give_back_if_lent, core, slot, lent_at)
+
+
+def _give_back_if_lent(core: PoolCore, slot: Slot, lent_at: float) -> None:
+    if slot.lent_at == lent_at:
+        give_back(core, slot)
+
+
+def note_error(core: PoolCore, slot: Slot, error: BaseException) -> None:
+    """Look whether the error that a block raised says that its connection shouldn't be lent again. Doesn't suspend."""
+    code = getattr(error, "pgcode", None)
+    if code is None or not isinstance(error, psycopg2.Error):
+        return
+    conn = slot.conn
+    if code == "25006" and not conn.closed and conn.readonly:
+        return  # the user's own doing
+    if code in _EVICTING or code.startswith("08"):
+        logger.warning("pool %r: evicting a connection after error %s: %s", core.options.name, code, conn)
+        slot.condemn()
+        core.suspect_all()
+
+
+# -- cleaning
+
+
+def _clean_up(core: PoolCore, slot: Slot) -> None:
     """Bring a returned connection back to where it can be lent, or replace it.
 
     Suspends if there's work to do; but a `reset` is done by a task of the pool's own: it is none of the borrower's
     business, and he may be killed.
     """
-    with pool._mutex:
-        pool._ledger.start_reset(slot)
-    if pool._reset is None or pool.closed:
-        _clean_up(pool, slot)
+    with core.mutex:
+        core.ledger.move(slot, RESETTING)
+    if core.options.only_rolls_back or core.is_closed:
+        _clean_or_replace(core, slot)
         return
     try:
-        hub().spawn(_clean_up, pool, slot)
+        hub().spawn(_clean_or_replace, core, slot)
     except BaseException:
-        discard(pool, slot)
+        replace(core, slot)
         raise
 
 
-def _clean_up(pool: BasePool, slot: Slot) -> None:
+def _clean_or_replace(core: PoolCore, slot: Slot) -> None:
     try:
-        is_clean = _clean(pool, slot)
+        is_clean = _clean(core, slot)
     except BaseException:
         # Killed while rolling back: nobody knows the connection's state now.
-        discard(pool, slot)
+        replace(core, slot)
         raise
     else:
         if is_clean:
-            pool._pass_on(slot)
+            core.pass_on(slot)
         else:
-            discard(pool, slot)
+            replace(core, slot)
     finally:
-        with pool._mutex:
-            pool._note_rest()
+        with core.mutex:
+            core.note_rest()
 
 
-def discard(pool: BasePool, slot: Slot) -> None:
-    """Close the connection, and open another one if it's needed. Doesn't suspend."""
-    close_quietly(slot.conn)
-    with pool._mutex:
-        pool._ledger.remove(slot)
-        if not pool.closed:
-            pool._replace_lost()
-    pool._opener.start_workers()
-
-
-def close_quietly(conn: Any) -> None:
-    try:
-        conn.close()
-    except Exception as error:
-        logger.warning("closing %s failed: %s", conn, error)
-
-
-def _clean(pool: BasePool, slot: Slot) -> bool:
-    conn = slot.conn
+def _clean(core: PoolCore, slot: Slot) -> bool:
+    conn, options = slot.conn, core.options
     status = conn.info.transaction_status
-    if pool.closed:
+    if core.is_closed:
         return False
     if status == extensions.TRANSACTION_STATUS_UNKNOWN:
-        pool._stats.returns_bad += 1
-        logger.warning("pool %r: discarding closed connection: %s", pool.name, conn)
+        core.stats.returns_bad += 1
+        logger.warning("pool %r: discarding closed connection: %s", options.name, conn)
         if conn.closed != _CLOSED_BY_USER:
-            pool._suspect_all()
+            core.suspect_all()
         return False
     if status == extensions.TRANSACTION_STATUS_ACTIVE:
-        pool._stats.returns_bad += 1
-        logger.warning("pool %r: closing connection returned while a statement was running: %s", pool.name, conn)
+        core.stats.returns_bad += 1
+        logger.warning("pool %r: closing connection returned while a statement was running: %s", options.name, conn)
         return False
     try:
-        _roll_back(pool, conn, status)
-        if slot.expires_at <= time.monotonic():
-            logger.info("pool %r: discarding expired connection", pool.name)
+        _roll_back(core, conn, status)
+        if slot.expires_at <= core.now() or slot.generation != core.generation:
+            logger.info("pool %r: discarding expired connection", options.name)
             return False
-        if pool._reset is reset_session:
+        if options.reset == "session":
             conn._put_back(slot.bare_settings)
         elif conn._has_altered_settings or conn.notices or conn.notifies:
             conn._put_back(slot.settings)
     except Exception as error:
         if is_interruption(error):
             raise
-        logger.warning("pool %r: rollback failed: %s. Discarding connection %s", pool.name, error, conn)
+        logger.warning("pool %r: rollback failed: %s. Discarding connection %s", options.name, error, conn)
         return False
-    return pool._reset is None or _reset(pool, conn)
+    return options.only_rolls_back or _reset(core, conn)
 
 
-def _roll_back(pool: BasePool, conn: Any, status: int) -> None:
+def _roll_back(core: PoolCore, conn: Any, status: int) -> None:
     """Out of all transactions and blocks. Suspends if there is a transaction."""
     if status != IDLE_STATUS:
-        logger.warning("pool %r: rolling back returned connection: %s", pool.name, conn)
+        logger.warning("pool %r: rolling back returned connection: %s", core.options.name, conn)
     conn._blocks.clear()
     if status != IDLE_STATUS and conn._driver_status == READY:
         # Somebody executed a BEGIN, which psycopg2 doesn't know of.
@@ -139,24 +205,44 @@ def _roll_back(pool: BasePool, conn: Any, status: int) -> None:
         raise RuntimeError(f"the status is {status_name(status)} afterwards")
 
 
-def _reset(pool: BasePool, conn: Any) -> bool:
-    assert pool._reset is not None
+def _reset(core: PoolCore, conn: Any) -> bool:
+    options = core.options
     try:
-        pool._reset(conn)
-        if pool._reset is reset_session and pool._configure is not None:
-            pool._configure(conn)
+        if callable(options.reset):
+            options.reset(conn)
+        else:
+            reset_session(conn)
+            if options.configure is not None:
+                options.configure(conn)
     except Exception as error:
         if is_interruption(error):
             raise
-        logger.warning("pool %r: error resetting connection: %s", pool.name, error)
+        logger.warning("pool %r: error resetting connection: %s", options.name, error)
         return False
     status = conn.info.transaction_status
     if status != IDLE_STATUS:
         logger.warning(
             "pool %r: connection left in status %s by reset function %r: discarded",
-            pool.name,
+            options.name,
             status_name(status),
-            pool._reset,
+            options.reset,
         )
         return False
     return True
+
+
+def reset_session(conn: Any) -> None:
+    """Take back what the session has changed at the server. Suspends for a round trip.
+
+    What psycopg2 keeps has been put back before, the client encoding too: RESET ALL gives it the value that it had when
+    the connection was made, and psycopg2 doesn't look.
+    """
+    was_autocommit = conn.autocommit
+    if not was_autocommit:
+        conn.autocommit = True
+    try:
+        with conn.cursor() as cur:
+            cur.execute(_SESSION_RESET)
+    finally:
+        if not was_autocommit and not conn.closed:
+            conn.autocommit = False

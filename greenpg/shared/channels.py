@@ -5,7 +5,7 @@ from __future__ import annotations
 from psycopg2.extensions import Notify
 
 from .commands import ListenCommand
-from .subscription import RECONNECTED, Gap, Mailbox
+from .mailbox import RECONNECTED, Gap, Mailbox
 
 #: A name longer than that is cut off by the server: NAMEDATALEN less one.
 LONGEST_CHANNEL_BYTES = 63

@@ -16,8 +16,9 @@ from ..errors import ListenerClosed, WaitTimeout
 from ..hubs import hub
 from .channels import checked_channel, checked_payload
 from .commands import NotifyCommand
+from .mailbox import Mailbox
 from .reader import Reader
-from .subscription import Mailbox, Subscription
+from .subscription import Subscription
 
 logger = logging.getLogger("greenpg.listener")
 

@@ -26,7 +26,7 @@ from ..errors import ListenerClosed, is_interruption
 from ..hubs import Event, FdWaiter, hub
 from .channels import Channels
 from .commands import Heartbeat, ListenCommand, NotifyCommand
-from .subscription import Mailbox
+from .mailbox import Mailbox
 
 logger = logging.getLogger("greenpg.listener")
 

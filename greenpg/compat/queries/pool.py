@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import psycopg2
 from psycopg2 import extras
 
-from ... import ConnectionPool, PoolTimeout, connect
+from ... import ConnectionPool, PoolTimeout
 from .utils import uri_to_kwargs
 
 DEFAULT_IDLE_TTL = 60
 DEFAULT_MAX_SIZE = int(os.environ.get("QUERIES_MAX_POOL_SIZE", "1"))
 
-#: Seconds that the pool has for connecting, before it is looked into why it doesn't.
+#: Seconds that the pool has for connecting, before it is looked whether all are lent.
 _SHORT = 0.5
 #: Seconds for connecting at all.
 _LONG = 30.0
@@ -100,6 +100,7 @@ class Pool:
             max_idle=idle_ttl,
             configure=_configure,
             reset="session",
+            fail_fast=True,
         )
         self._lent: set[Any] = set()
         self._forgotten: deque[Any] = deque()
@@ -117,14 +118,12 @@ class Pool:
         except PoolTimeout:
             if len(self._lent) >= self.max_size:
                 raise NoIdleConnectionsError(self.id) from None
-            connect(**self._kwargs).close()  # raises what keeps the pool from connecting
             conn = self._lend(_LONG)
         self._lent.add(conn)
         return conn
 
     def _lend(self, timeout: float) -> Any:
-        # Not by getconn(), since a session may outlive the task that made it: the pool would take the connection back.
-        return self._pool.connection(timeout).__enter__()
+        return self._pool.getconn(timeout, take_back=False)  # a session may outlive the task that made it
 
     def free(self, conn: Any) -> None:
         """Take a connection back. Suspends for a round trip."""

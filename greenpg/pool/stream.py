@@ -6,16 +6,16 @@ import logging
 import sys
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg2
 
 from ..errors import ConnectionInUse
 from ..hubs import hub
 from .contexts import finish
-
-if TYPE_CHECKING:
-    from .pool import ConnectionPool
+from .core import PoolCore
+from .lending import lend
+from .slot import Slot
 
 logger = logging.getLogger("greenpg.pool")
 
@@ -37,22 +37,22 @@ class Stream:
     __slots__ = (
         "_args",
         "_chunk_size",
-        "_conn",
+        "_core",
         "_cursor",
         "_cursor_factory",
         "_has_begun",
         "_is_busy",
         "_is_closed",
         "_lent_at",
-        "_pool",
         "_rows",
+        "_slot",
         "_sql",
         "_timeout",
     )
 
     def __init__(
         self,
-        pool: ConnectionPool,
+        core: PoolCore,
         sql: Any,
         args: Any = None,
         *,
@@ -61,11 +61,12 @@ class Stream:
         timeout: float | None = None,
     ) -> None:
         # What __del__ looks at comes first.
-        self._conn: Any = None
+        #: While a connection is borrowed.
+        self._slot: Slot | None = None
         self._is_busy = False
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
-        self._pool = pool
+        self._core = core
         self._sql = sql
         self._args = args
         self._chunk_size = chunk_size
@@ -89,7 +90,7 @@ class Stream:
             raise psycopg2.InterfaceError("the stream is closed")
         if self._is_busy:
             raise ConnectionInUse("stream", "another task")
-        if self._has_begun and self._conn is None:
+        if self._has_begun and self._slot is None:
             return False
         self._is_busy = True
         try:
@@ -100,8 +101,7 @@ class Stream:
                 self._finish(None)
         except BaseException as exception:
             self._is_closed = True
-            if self._conn is not None:
-                self._finish(exception)
+            self._finish(exception)
             raise
         finally:
             self._is_busy = False
@@ -110,8 +110,9 @@ class Stream:
 
     def _begin(self) -> None:
         self._has_begun = True
-        self._conn = conn = self._pool._lend(self._timeout)
-        self._lent_at = conn._slot.lent_at
+        self._slot = slot = lend(self._core, self._timeout)
+        self._lent_at = slot.lent_at
+        conn = slot.conn
         if conn.autocommit:  # a cursor lives in a transaction
             conn.autocommit = False
         self._cursor = conn.cursor(_NAME, cursor_factory=self._cursor_factory)
@@ -120,10 +121,10 @@ class Stream:
 
     def _finish(self, exception: BaseException | None) -> None:
         """Commit, or roll back because of the exception, and return the connection. Suspends."""
-        conn, self._conn, self._cursor = self._conn, None, None
-        if conn._slot.lent_at != self._lent_at:
-            return  # somebody has returned it behind our back
-        finish(self._pool, conn, exception)
+        slot, self._slot, self._cursor = self._slot, None, None
+        if slot is None or slot.lent_at != self._lent_at:
+            return  # nothing borrowed, or somebody has returned it behind our back
+        finish(self._core, slot, exception)
 
     def close(self) -> None:
         """End the stream and give the connection back, rolling back what isn't complete. Suspends; again is harmless.
@@ -134,8 +135,7 @@ class Stream:
             raise ConnectionInUse("close", "another task")
         self._is_closed = True
         self._rows = iter(())
-        if self._conn is not None:
-            self._finish(GeneratorExit())
+        self._finish(GeneratorExit())
 
     def __enter__(self) -> Stream:
         return self
@@ -143,22 +143,24 @@ class Stream:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if exc is not None and self._conn is not None and not self._is_busy:
+        if exc is not None and not self._is_busy:
             self._is_closed = True
             self._finish(exc)
         self.close()
 
     def __del__(self) -> None:
         # Runs wherever the last reference goes, be it in the hub: nothing may suspend here.
-        conn = self._conn
-        if conn is None or sys.is_finalizing() or conn._slot.lent_at != self._lent_at:
+        slot = self._slot
+        if slot is None or sys.is_finalizing() or slot.lent_at != self._lent_at:
             return
-        self._conn = None
-        hub().spawn(_give_back_abandoned, self._pool, conn)
+        self._slot = None
+        hub().spawn(_give_back_abandoned, self._core, slot)
 
 
-def _give_back_abandoned(pool: ConnectionPool, conn: Any) -> None:
+def _give_back_abandoned(core: PoolCore, slot: Slot) -> None:
     try:
-        finish(pool, conn, GeneratorExit())
+        finish(core, slot, GeneratorExit())
     except Exception as error:
-        logger.warning("pool %r: giving back the connection of an abandoned stream failed: %s", pool.name, error)
+        logger.warning(
+            "pool %r: giving back the connection of an abandoned stream failed: %s", core.options.name, error
+        )

@@ -8,7 +8,7 @@ from bisect import bisect_left
 BOUNDS_MS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000)
 
 
-class Observer:
+class Histograms:
     """Counts how long requests waited, and connections were held."""
 
     __slots__ = ("_hold", "_wait")

@@ -1,0 +1,16 @@
+"""What a connection knows of the pool it belongs to."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Lender(Protocol):
+    """Has the connection for its own, and lends it."""
+
+    @property
+    def close_returns(self) -> bool:
+        """The connection is lent, and `close()` is to give it back."""
+
+    def give_back(self) -> None:
+        """Instead of closing it. Suspends as the pool's `putconn()` does."""

@@ -1,0 +1,189 @@
+"""`PoolCore`: a pool's state, and the moves of its table that touch more than the ledger.
+
+What takes connections in and out (lending.py, returning.py, opening.py ...) takes the core, not the pool: the pool
+is what users see of it.
+"""
+
+from __future__ import annotations
+
+import random
+import weakref
+from collections.abc import Callable
+
+from ..connection.connection import Connection
+from ..errors import PoolClosed
+from ..hubs import Event, hub
+from .health import close_quietly
+from .histograms import Histograms
+from .ledger import Ledger
+from .options import PoolOptions
+from .slot import CLOSED, Slot
+from .stats import Stats
+from .tasks import Keeper, Workers
+
+
+class PoolCore:
+    """What the rooms of pool/ share. Methods marked [mutex] are called with the mutex held; none suspends."""
+
+    __slots__ = (
+        "__weakref__",
+        "_give_back",
+        "current_task",
+        "generation",
+        "histograms",
+        "is_closed",
+        "keeper",
+        "ledger",
+        "mutex",
+        "now",
+        "opens_itself",
+        "options",
+        "pool",
+        "stats",
+        "was_opened",
+        "when_at_rest",
+        "when_filled",
+        "workers",
+    )
+
+    def __init__(
+        self,
+        pool: object,
+        options: PoolOptions,
+        ledger: Ledger,
+        histograms: Histograms | None,
+        opens_itself: bool,
+        give_back: Callable[[PoolCore, Slot], None],
+    ) -> None:
+        #: For callbacks that get the pool.
+        self.pool = weakref.ref(pool)
+        self.options = options
+        self.ledger = ledger
+        self.histograms = histograms
+        #: At its first use.
+        self.opens_itself = opens_itself
+        self.stats = Stats()
+        self.was_opened = False
+        self.is_closed = True
+        #: Connections of another generation aren't lent again.
+        self.generation = 0
+        self._give_back = give_back
+        self._begin()
+
+    def _begin(self) -> None:
+        self.mutex = hub().mutex()
+        self.workers = Workers()
+        self.keeper = Keeper()
+        #: Set when there are `min_size` connections, to True, and when no connection is being reset.
+        self.when_filled: list[Event] = []
+        self.when_at_rest: list[Event] = []
+        self.ask_hub()
+
+    def ask_hub(self) -> None:
+        """The program's hub may have been chosen since the pool was made."""
+        self.current_task = hub().current
+        self.now = hub().now
+
+    def begin_anew(self) -> None:
+        """In a forked child: without connections, to be opened at the next use."""
+        old = self.ledger
+        self.ledger = Ledger(old.min_size, old.max_size, keeps_idle=old.keeps_idle)
+        self._begin()  # some other thread of the parent may have held the mutex
+        if not self.is_closed:
+            self.was_opened, self.is_closed, self.opens_itself = False, True, True
+
+    def open(self) -> bool:
+        """[mutex] False if it is open already."""
+        if not self.is_closed:
+            return False
+        if self.was_opened:
+            raise PoolClosed(
+                f"the pool {self.options.name!r} has been closed and can't be opened again: make a new one"
+            )
+        self.was_opened, self.is_closed = True, False
+        self.ask_hub()
+        self.ledger.reserve_at_least(self.ledger.min_size)
+        return True
+
+    def close(self) -> list[Slot]:
+        """[mutex] Returns the slots whose connections are to be closed."""
+        self.is_closed = True
+        self.ledger.stop_keeping()
+        idle = self.ledger.remove_idle()
+        self.ledger.remove_unbegun()
+        self.ledger.fail_line(
+            lambda: PoolClosed(f"the pool {self.options.name!r} was closed while the request was waiting")
+        )
+        self.end_filling(True)
+        return idle
+
+    # -- moves of the table
+
+    def pass_on(self, slot: Slot) -> None:
+        """A usable connection: to the head of the line, or to the idle ones."""
+        with self.mutex:
+            is_wanted = self.ledger.give(slot)
+        if not is_wanted:
+            close_quietly(slot.conn)
+
+    def add(self, slot: Slot, conn: Connection) -> bool:
+        """A new connection for a slot that was OPENING, which has its settings already. False: it is out of date."""
+        lifetime = self.options.max_lifetime * random.uniform(0.95, 1.0)  # lest they all expire together
+        conn._belongs_to(slot)
+        with self.mutex:
+            if slot.generation != self.generation:
+                return False
+            now = self.now()
+            slot.opened(conn, now, now + lifetime, now + self.options.unchecked_seconds)
+            is_wanted = self.ledger.give(slot)
+            if not self.is_closed:
+                self.ledger.grow()
+            if self.is_filled():
+                self.end_filling(True)
+        if not is_wanted:
+            close_quietly(conn)
+        return True
+
+    def discard(self, slot: Slot) -> None:
+        """Close the connection, and reserve a slot for another one if it's needed: `opening.discard()` opens that."""
+        close_quietly(slot.conn)  # before the slot is free: the server never sees more than max_size
+        with self.mutex:
+            self.ledger.move(slot, CLOSED)
+            if not self.is_closed:
+                self.ledger.replace_lost()
+
+    def drain(self) -> list[Slot]:
+        """[mutex] What is there now isn't lent again. Returns the slots whose connections are to be closed."""
+        self.generation += 1
+        return self.ledger.remove_idle()
+
+    def suspect_all(self) -> None:
+        """A connection was found lost: those that are older need a ping before they're lent again."""
+        with self.mutex:
+            for slot in self.ledger.slots:
+                slot.suspect()
+
+    # -- who waits for what
+
+    def is_filled(self) -> bool:
+        """[mutex] There are `min_size` connections."""
+        return self.ledger.open_count >= self.ledger.min_size
+
+    def end_filling(self, outcome: object) -> None:
+        """[mutex] Wake those who wait until the pool is filled."""
+        while self.when_filled:
+            self.when_filled.pop().set(outcome)
+
+    def note_rest(self) -> None:
+        """[mutex] Nothing is being reset any more?"""
+        while self.when_at_rest and not self.ledger.resetting:
+            self.when_at_rest.pop().set()
+
+    # -- what its slots know of it
+
+    @property
+    def close_returns(self) -> bool:
+        return self.options.close_returns
+
+    def give_back(self, slot: Slot) -> None:
+        self._give_back(self, slot)

@@ -1,0 +1,61 @@
+"""Looks at connections: whether one is alive, and where it stands. Knows nothing of pools."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import psycopg2
+from psycopg2 import extensions
+
+from ..connection.lazy_begin import execute_alone
+from ..hubs import hub
+
+logger = logging.getLogger("greenpg.pool")
+
+IDLE_STATUS = extensions.TRANSACTION_STATUS_IDLE
+READY = extensions.STATUS_READY
+_STATUS_NAMES = {
+    extensions.TRANSACTION_STATUS_IDLE: "IDLE",
+    extensions.TRANSACTION_STATUS_ACTIVE: "ACTIVE",
+    extensions.TRANSACTION_STATUS_INTRANS: "INTRANS",
+    extensions.TRANSACTION_STATUS_INERROR: "INERROR",
+    extensions.TRANSACTION_STATUS_UNKNOWN: "UNKNOWN",
+}
+
+#: How often a socket may have had something to read (notices, notifications) before it's taken to be at its end.
+_MOST_READS = 10
+
+
+def status_name(status: int) -> str:
+    """libpq's name of a transaction status."""
+    return _STATUS_NAMES.get(status, str(status))
+
+
+def is_alive(conn: Any) -> bool:
+    """Whether the socket says nothing to the contrary. Doesn't suspend, and costs no round trip."""
+    if conn.closed:
+        return False
+    try:
+        fd = conn.fileno()
+        for _ in range(_MOST_READS):
+            if not hub().is_readable(fd):
+                return True
+            conn.poll()  # a notice or notification, or the end
+    except psycopg2.Error:
+        pass
+    return False
+
+
+def ping(conn: Any) -> None:
+    """Raise if the connection doesn't work. Suspends for a round trip; leaves no transaction behind."""
+    with conn.cursor() as cur:
+        execute_alone(conn, cur, "SELECT 1", None)
+
+
+def close_quietly(conn: Any) -> None:
+    """Close it, whatever state it is in. Doesn't suspend."""
+    try:
+        conn.close()
+    except Exception as error:
+        logger.warning("closing %s failed: %s", conn, error)

@@ -1,0 +1,212 @@
+"""How a task gets a connection: one that is idle, or by waiting in the line; and in any case one that works.
+
+Whoever is killed or gives up while waiting takes nothing along.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import operator
+import traceback
+
+from ..errors import PoolClosed, PoolTimeout, TooManyRequests, is_interruption
+from ..hubs import Event, hub
+from .core import PoolCore
+from .health import is_alive, ping
+from .lifecycle import open_if_needed
+from .opening import Backoff, describe, replace, start_workers
+from .options import check_not_negative
+from .slot import LENT, Slot
+
+logger = logging.getLogger("greenpg.pool")
+
+_HOLDER = operator.attrgetter("holder")
+
+
+def lend(core: PoolCore, timeout: float | None) -> Slot:
+    """The slot of a connection that is the running task's now. Suspends; raises what `getconn()` does."""
+    if timeout is not None and not timeout >= 0:
+        check_not_negative(timeout=timeout)
+    core.stats.requests_num += 1
+    ledger, slot = core.ledger, None
+    if ledger.idle:
+        mutex = core.mutex
+        mutex.acquire()  # `with` takes half as long again
+        try:
+            if ledger.idle and not ledger.is_paused:  # ledger.take() spelled out
+                slot = ledger.idle[0]
+                ledger.move(slot, LENT)
+        finally:
+            mutex.release()
+    options = core.options
+    if slot is None:
+        if core.is_closed:
+            open_if_needed(core)
+        slot = _wait_in_line(core, options.timeout if timeout is None else timeout)
+    now = core.now()
+    if now > slot.trusted_until:
+        slot = _ensure_healthy(core, slot, now, options.timeout if timeout is None else timeout)
+        now = core.now()
+    # From here to the caller nothing suspends, so nobody can be killed with the slot in hand.
+    slot.lent_by = core
+    slot.holder = core.current_task()
+    slot.lent_at = now
+    if options.leak_after is not None:
+        slot.stack = traceback.format_list(traceback.extract_stack(limit=12)[:-2])
+    return slot
+
+
+# -- the line
+
+
+def _wait_in_line(core: PoolCore, timeout: float) -> Slot:
+    """Wait until a connection is handed over, for at most `timeout` seconds."""
+    started = core.now()
+    event = hub().event()
+    has_grown = _join(core, event, timeout)
+    try:
+        if has_grown:
+            start_workers(core)
+        event.wait(started + timeout)
+    except BaseException:
+        core.stats.requests_errors += 1
+        slot = _leave(core, event)
+        if slot is not None:  # handed over at the same moment
+            core.pass_on(slot)
+        raise
+    finally:
+        waited = core.now() - started
+        core.stats.requests_wait_ms += waited * 1000.0
+        if core.histograms is not None:
+            core.histograms.waited(waited)
+    if event.value.__class__ is Slot:
+        return event.value
+    slot = _leave(core, event)  # at the last moment, it may have been handed over all the same
+    if slot is not None:
+        return slot
+    core.stats.requests_errors += 1
+    if event.value is not None:
+        raise event.value
+    raise _timeout_error(core, timeout) from core.workers.last_error
+
+
+def _join(core: PoolCore, event: Event, timeout: float) -> bool:
+    """Get in line, unless a connection is free after all. True: there are slots to be opened now."""
+    ledger, mutex, max_waiting = core.ledger, core.mutex, core.options.max_waiting
+    mutex.acquire()  # `with` takes half as long again
+    try:
+        if core.is_closed:
+            raise PoolClosed(f"the pool {core.options.name!r} is already closed")
+        if ledger.idle and (slot := ledger.take()):  # another native thread returned it since the caller looked
+            event.set(slot)
+            return False
+        is_full = max_waiting and len(ledger.line) >= max_waiting
+        if timeout and not is_full:
+            core.stats.requests_queued += 1
+            ledger.join_line(event)
+            if core.workers.resting:
+                core.workers.hurry(core.now())
+            if len(ledger.slots) < ledger.max_size:
+                ledger.grow()
+                return True
+            event.on_delay = functools.partial(_report_deadlock, core)
+            return False
+        core.stats.requests_errors += 1
+    finally:
+        mutex.release()
+    if is_full:
+        raise TooManyRequests(
+            f"the pool {core.options.name!r} has already {max_waiting} requests waiting, which is its max_waiting"
+        )
+    raise _timeout_error(core, timeout) from core.workers.last_error
+
+
+def _leave(core: PoolCore, event: Event) -> Slot | None:
+    with core.mutex:
+        return core.ledger.leave_line(event)
+
+
+def _report_deadlock(core: PoolCore, task: object | None) -> None:
+    """A task (None: the running one) has waited for a moment (see `hubs.Event`). Does it hold a connection, and no
+    other can come? Doesn't suspend."""
+    ledger = core.ledger
+    waiting = core.current_task() if task is None else task
+    if waiting in map(_HOLDER, list(ledger.slots)) and len(ledger.slots) >= ledger.max_size:
+        hub().spawn(  # logging may suspend
+            logger.warning,
+            "pool %r: probable deadlock: %s holds a connection and waits for another one, and all %d are taken",
+            core.options.name,
+            hub().describe(waiting),
+            ledger.size,
+        )
+
+
+def _timeout_error(core: PoolCore, timeout: float) -> PoolTimeout:
+    """The error that says what the pool's connections are doing instead. Doesn't suspend."""
+    ledger, error = core.ledger, core.workers.last_error
+    with core.mutex:
+        size, lent, waiting = ledger.size, ledger.lent_count, len(ledger.line)
+        counts = (
+            f"{size} of {ledger.max_size} connections, {lent} lent, {len(ledger.opening)} connecting, "
+            f"{waiting} requests waiting"
+        )
+        longest = ledger.longest_lent()
+        held = longest and (longest.holder, core.now() - longest.lent_at)
+    text = f"couldn't get a connection from pool {core.options.name!r} after {timeout:.2f} s: {counts}"
+    if held:
+        text += f"; {hub().describe(held[0])} has held one for {held[1]:.1f} s"
+    if error is not None:
+        text += f"; last connection error: {describe(error)}"
+    return PoolTimeout(text, size=size, lent=lent, waiting=waiting)
+
+
+# -- health
+
+
+def _ensure_healthy(core: PoolCore, slot: Slot, now: float, timeout: float) -> Slot:
+    """The slot if its connection works, else the next one that does. Suspends for pings and for the next one.
+
+    Raises what `getconn()` raises; the slot at hand is passed on or given up then.
+    """
+    deadline = now + timeout
+    backoff: Backoff | None = None
+    while not _is_healthy(core, slot):
+        core.stats.connections_lost += 1
+        was_fresh = slot.opened_at >= now
+        replace(core, slot)
+        remaining = deadline - core.now()
+        if remaining <= 0:
+            core.stats.requests_errors += 1
+            raise _timeout_error(core, timeout) from core.workers.last_error
+        if was_fresh:  # new ones fail the check as well: don't open one after the other
+            backoff = backoff or Backoff(timeout)
+            hub().sleep(min(backoff.next_delay(core.now()) or 0.0, remaining))
+        with core.mutex:
+            next_slot = core.ledger.take()
+        slot = next_slot or _wait_in_line(core, max(deadline - core.now(), 0.001))
+    return slot
+
+
+def _is_healthy(core: PoolCore, slot: Slot) -> bool:
+    conn, options = slot.conn, core.options
+    try:
+        if not is_alive(conn):
+            logger.warning("pool %r: discarding a connection that the server has closed: %s", options.name, conn)
+            core.suspect_all()
+            return False
+        if slot.is_suspect or core.now() - slot.trusted_until > options.check_idle:
+            ping(conn)
+            slot.proved()
+        if options.check is not None:
+            options.check(conn)
+    except Exception as error:
+        if is_interruption(error):
+            replace(core, slot)
+            raise
+        logger.warning("pool %r: discarding a connection that failed its check: %s", options.name, str(error).strip())
+        return False
+    except BaseException:
+        replace(core, slot)
+        raise
+    return True

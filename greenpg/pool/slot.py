@@ -1,0 +1,144 @@
+"""`Slot`: the right to one server connection, and what the pool knows of that connection."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from types import CodeType
+from typing import Any, Protocol
+
+
+class SlotState(enum.IntEnum):  # whose hash is C's
+    """Who may touch a slot; ledger.py has the table."""
+
+    OPENING = enum.auto()
+    IDLE = enum.auto()
+    LENT = enum.auto()
+    RESETTING = enum.auto()
+    CLOSED = enum.auto()
+
+
+OPENING, IDLE, LENT, RESETTING, CLOSED = SlotState
+
+TRANSITIONS = {
+    OPENING: frozenset({IDLE, LENT, CLOSED}),
+    IDLE: frozenset({LENT, RESETTING, CLOSED}),
+    LENT: frozenset({IDLE, LENT, RESETTING, CLOSED}),
+    RESETTING: frozenset({IDLE, LENT, CLOSED}),
+    CLOSED: frozenset[SlotState](),
+}
+
+
+#: The generation of a connection that isn't to be lent again.
+_CONDEMNED = -1
+
+
+class Lending(Protocol):
+    """What a slot knows of the pool that has lent it."""
+
+    @property
+    def close_returns(self) -> bool:
+        """`conn.close()` is to give connections back."""
+
+    def give_back(self, slot: Slot) -> None:
+        """Take the slot back. Suspends as `putconn()` does."""
+
+
+class Slot:
+    """The right to one server connection. It is its connection's `Lender` (connection/lender.py)."""
+
+    __slots__ = (
+        "bare_settings",
+        "conn",
+        "expires_at",
+        "forget_holder",
+        "generation",
+        "holder",
+        "is_suspect",
+        "lent_at",
+        "lent_by",
+        "notices",
+        "notifies",
+        "opened_at",
+        "settings",
+        "stack",
+        "state",
+        "taken_at",
+        "trusted_until",
+    )
+
+    def __init__(self) -> None:
+        self.state = OPENING
+        self.conn: Any = None
+        #: The pool's generation when the connection was begun; see `condemn()`.
+        self.generation = _CONDEMNED
+        # All times by `hub().now()`.
+        self.opened_at = 0.0
+        self.expires_at = 0.0
+        #: Until then it's lent without a look whether it is alive.
+        self.trusted_until = 0.0
+        #: Connections of its age were found dead: it needs a ping.
+        self.is_suspect = False
+        #: While somebody has it: who has lent it, since when, and the task it was lent to.
+        self.lent_by: Lending | None = None
+        self.lent_at = 0.0
+        self.holder: object = None
+        #: Code and line that called getconn(), and what makes the hub forget that the task's end is of interest.
+        self.taken_at: tuple[CodeType, int] | None = None
+        self.forget_holder: Callable[[], object] | None = None
+        #: What psycopg2 keeps of the session for each new borrower, and what it kept before `configure`.
+        self.settings: Any = None
+        self.bare_settings: Any = None
+        #: The connection's lists of messages, unless its `_has_altered_settings`: a property takes longer to ask.
+        self.notices: Sequence[Any] = ()
+        self.notifies: Sequence[Any] = ()
+        #: The stack where it was taken, if leaks are looked for.
+        self.stack: list[str] | None = None
+
+    def begin(self, generation: int) -> None:
+        """An attempt to connect begins."""
+        self.generation = generation
+
+    def note_settings(self, conn: Any, is_bare: bool) -> None:
+        """What each borrower is to find; at first, before the pool's `configure`, what a session reset goes back to."""
+        self.settings = conn._settings()
+        if is_bare:
+            self.bare_settings = self.settings
+        self.notices, self.notifies = conn.notices, conn.notifies
+
+    def opened(self, conn: Any, now: float, expires_at: float, trusted_until: float) -> None:
+        """It has a connection now."""
+        self.conn = conn
+        self.opened_at = now
+        self.expires_at = expires_at
+        self.trusted_until = trusted_until
+
+    def proved(self) -> None:
+        """A ping has come back."""
+        self.is_suspect = False
+
+    def condemn(self) -> None:
+        """The connection isn't to be lent again, but replaced when it comes back."""
+        self.generation = _CONDEMNED
+
+    def suspect(self) -> None:
+        """The connection needs a ping before it is lent again."""
+        self.is_suspect = True
+        self.trusted_until = 0.0
+
+    def forget_loan(self) -> None:
+        """Nobody has it any more, or not by lending."""
+        self.lent_by = self.holder = None
+        self.lent_at = 0.0
+
+    # -- the connection's Lender
+
+    @property
+    def close_returns(self) -> bool:
+        """`conn.close()` is to give the connection back."""
+        return self.lent_by is not None and self.lent_by.close_returns
+
+    def give_back(self) -> None:
+        """Instead of closing it. Suspends as `putconn()` does."""
+        assert self.lent_by is not None
+        self.lent_by.give_back(self)
