@@ -21,7 +21,7 @@ from .slot import LENT, Slot
 
 logger = logging.getLogger("greenpg.pool")
 
-_HOLDER = operator.attrgetter("holder")
+_HOLDER = operator.methodcaller("holding_task")
 
 
 def lend(core: PoolCore, timeout: float | None) -> Slot:
@@ -152,10 +152,11 @@ def _timeout_error(core: PoolCore, timeout: float) -> PoolTimeout:
             f"{waiting} requests waiting"
         )
         longest = ledger.longest_lent()
-        held = longest and (longest.holder, core.now() - longest.lent_at)
+        held = longest and (longest.holding_task(), core.now() - longest.lent_at)
     text = f"couldn't get a connection from pool {core.options.name!r} after {timeout:.2f} s: {counts}"
     if held:
-        text += f"; {hub().describe(held[0])} has held one for {held[1]:.1f} s"
+        holder = "a task that has ended" if held[0] is None else hub().describe(held[0])
+        text += f"; {holder} has held one for {held[1]:.1f} s"
     if error is not None:
         text += f"; last connection error: {describe(error)}"
     return PoolTimeout(text, size=size, lent=lent, waiting=waiting)

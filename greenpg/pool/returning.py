@@ -11,7 +11,7 @@ from psycopg2 import extensions
 from ..errors import is_interruption
 from ..hubs import hub
 from .core import PoolCore
-from .health import IDLE_STATUS, READY, close_quietly, status_name
+from .health import IDLE_STATUS, READY, status_name
 from .opening import replace
 from .slot import IDLE, RESETTING, Slot
 
@@ -76,7 +76,7 @@ def give_back(core: PoolCore, slot: Slot) -> None:
     finally:
         mutex.release()
     if not is_wanted:
-        close_quietly(conn)
+        core.close_connection(slot, conn)
 
 
 def take_back_from_ended(core: PoolCore, slot: Slot, lent_at: float) -> None:

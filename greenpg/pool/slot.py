@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import weakref
 from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any, Protocol
@@ -60,6 +61,7 @@ class Slot:
         "notices",
         "notifies",
         "opened_at",
+        "record",
         "settings",
         "stack",
         "state",
@@ -92,6 +94,8 @@ class Slot:
         #: The connection's lists of messages, unless its `_has_altered_settings`: a property takes longer to ask.
         self.notices: Sequence[Any] = ()
         self.notifies: Sequence[Any] = ()
+        #: What the pool's opener (core.py) keeps of the connection.
+        self.record: Any = None
         #: The stack where it was taken, if leaks are looked for.
         self.stack: list[str] | None = None
 
@@ -130,6 +134,19 @@ class Slot:
         """Nobody has it any more, or not by lending."""
         self.lent_by = self.holder = None
         self.lent_at = 0.0
+
+    def watch_end(self, forget: Callable[[], object] | None) -> None:
+        """The end of a task is of interest, until the connection is back; `forget` takes that back."""
+        self.forget_holder = forget
+
+    def forget_task(self) -> None:
+        """Don't keep the task alive that has the connection."""
+        if not isinstance(self.holder, int):  # a native thread's
+            self.holder = weakref.ref(self.holder)
+
+    def holding_task(self) -> object:
+        """The task that it was lent to, None if that is gone."""
+        return self.holder() if isinstance(self.holder, weakref.ref) else self.holder
 
     # -- the connection's Lender
 

@@ -1,0 +1,1 @@
+"""Floor 6: other libraries' own ways to greenpg. Each folder alone imports its library."""

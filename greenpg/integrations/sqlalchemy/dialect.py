@@ -1,0 +1,75 @@
+"""The dialect `postgresql+greenpg`: psycopg2's, on greenpg's connections and pool."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import psycopg2
+from sqlalchemy import event
+from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
+from sqlalchemy.engine import Engine
+from sqlalchemy.engine.url import URL
+
+from ...connection.connect.connecting import connect
+from ...pool.health import is_alive
+from .keeping import keep_connection
+from .pool import GreenpgPool
+from .record import SlotRecord
+
+
+class PGDialect_greenpg(PGDialect_psycopg2):  # named as SQLAlchemy names its own
+    """psycopg2's dialect, parameter for parameter. What is different is the driver's: see docs/sqlalchemy.md."""
+
+    driver = "greenpg"
+    supports_statement_cache = True
+    poolclass = GreenpgPool
+
+    @classmethod
+    def import_dbapi(cls) -> ModuleType:
+        """psycopg2: its errors and types are greenpg's."""
+        return psycopg2
+
+    @classmethod
+    def get_pool_class(cls, url: URL) -> type[GreenpgPool]:
+        """greenpg's pool."""
+        return GreenpgPool
+
+    @classmethod
+    def load_provisioning(cls) -> None:
+        """What SQLAlchemy's test suite needs to know of PostgreSQL."""
+        from sqlalchemy.dialects.postgresql import provision  # noqa: F401
+
+    @classmethod
+    def engine_created(cls, engine: Engine) -> None:
+        """Let connections survive kills and timeouts."""
+        super().engine_created(engine)
+        event.listen(engine.dialect, "handle_error", keep_connection)
+
+    def connect(self, *cargs: Any, **cparams: Any) -> Any:
+        """A `greenpg.Connection`. Suspends."""
+        if self.loaded_dbapi is not psycopg2:  # create_engine(module=...)
+            return self.loaded_dbapi.connect(*cargs, **cparams)
+        return connect(*cargs, **cparams)
+
+    def do_ping(self, dbapi_connection: Any) -> bool:
+        """A look at the socket: no round trip, doesn't suspend."""
+        if not is_alive(dbapi_connection):
+            raise psycopg2.OperationalError("the server has closed the connection")
+        return True
+
+    def do_rollback(self, dbapi_connection: Any) -> None:
+        """Roll back, unless the connection has been garbage collected: then its pool does."""
+        if not _is_abandoned(dbapi_connection):
+            dbapi_connection.rollback()
+
+    def do_commit(self, dbapi_connection: Any) -> None:
+        """Commit, unless the connection has been garbage collected: then its pool does."""
+        if not _is_abandoned(dbapi_connection):
+            dbapi_connection.commit()
+
+
+def _is_abandoned(fairy: Any) -> bool:
+    """Garbage is collected wherever it happens to be: in the hub, too, where nothing can wait."""
+    record = getattr(fairy, "_connection_record", None)
+    return isinstance(record, SlotRecord) and record.is_abandoned

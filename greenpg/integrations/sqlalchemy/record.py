@@ -1,0 +1,106 @@
+"""`SlotRecord`: SQLAlchemy's record of a pooled connection, for a slot of a greenpg pool."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.pool import _ConnectionRecord
+
+from ...hubs import hub
+from ...pool.core import PoolCore
+from ...pool.returning import give_back, note_error
+from ...pool.slot import Slot
+from .keeping import is_kept
+
+if TYPE_CHECKING:
+    from .pool import GreenpgPool
+
+logger = logging.getLogger("greenpg.pool")
+
+
+class SlotRecord(_ConnectionRecord):
+    """Lives as long as its slot. When the slot is lent, SQLAlchemy's checkout has it until `checkin()`."""
+
+    __slots__ = ("core", "slot", "was_abandoned")
+
+    def __init__(self, pool: GreenpgPool, core: PoolCore, slot: Slot) -> None:
+        """Connects, by the pool's creator, and runs the events. Suspends; raises what they raise."""
+        self.core = core
+        self.slot = slot
+        #: The present checkin is the garbage collector's.
+        self.was_abandoned = False
+        super().__init__(pool)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Who had the connection checked out is garbage."""
+        return self.fairy_ref is not None and self.fairy_ref() is None
+
+    def get_connection(self) -> Any:
+        """The connection, a new one if it was invalidated or is too old. Suspends then."""
+        conn: Any = super().get_connection()
+        if conn is not self.slot.conn:
+            self.core.exchange(self.slot, conn)
+        return conn
+
+    def checkin(self, _fairy_was_created: bool = True) -> None:
+        """Return the slot, whatever the handlers of events do. Suspends only for a rollback."""
+        lent_at = self.slot.lent_at
+        self.was_abandoned = self.is_abandoned
+        try:
+            super().checkin(_fairy_was_created)
+        except BaseException:
+            self._return_if_lent(lent_at)
+            raise
+
+    def _checkin_failed(self, err: BaseException, _fairy_was_created: bool = True) -> None:
+        if is_kept(err, self.dbapi_connection):
+            self.checkin(_fairy_was_created)
+        else:
+            super()._checkin_failed(err, _fairy_was_created)
+
+    def note_error(self, error: BaseException) -> None:
+        """Look whether the error says that the connection shouldn't be lent again. Doesn't suspend."""
+        note_error(self.core, self.slot, error)
+
+    def is_lent(self, lent_at: float) -> bool:
+        """Whether this is still the same checkout."""
+        return self.slot.lent_by is self.core and self.slot.lent_at == lent_at
+
+    def _return_if_lent(self, lent_at: float) -> None:
+        if self.is_lent(lent_at):
+            give_back(self.core, self.slot)
+
+    # -- tasks that are killed
+
+    def return_when_task_ends(self) -> None:
+        """The running task may die of what was thrown into it, with the connection checked out. Doesn't suspend."""
+        slot = self.slot
+        if slot.forget_holder is None:
+            task = hub().current()
+            ended = functools.partial(_task_ended, weakref.ref(self), hash(task), slot.lent_at)
+            slot.watch_end(hub().on_end(task, ended))
+
+
+def _task_ended(record_ref: weakref.ref[SlotRecord], task: int, lent_at: float) -> None:
+    """Called in the hub."""
+    record = record_ref()
+    if record is None or not record.is_lent(lent_at):
+        return
+    record.slot.watch_end(None)
+    if record.slot.conn._gate.last_user in (None, task):  # else another task goes on with it
+        hub().spawn(_return_for_ended, record, lent_at)
+
+
+def _return_for_ended(record: SlotRecord, lent_at: float) -> None:
+    if not record.is_lent(lent_at):
+        return
+    logger.warning("a task that was killed has left %s checked out; it is taken back", record.dbapi_connection)
+    fairy = None if record.fairy_ref is None else record.fairy_ref()
+    if fairy is None:
+        record.checkin()
+    else:
+        fairy._checkin()  # a Session that still has it finds it invalidated
