@@ -116,6 +116,10 @@ def run_child(arguments: list[str], mode: str, file: str, timeout: float) -> Non
         import greenpg
 
         greenpg.patch(hub)
+    if mode == "greenpg":
+        from greenpg.integrations.sqlalchemy import PGDialect_greenpg
+
+        PGDialect_greenpg.driver = "psycopg2"  # so that the tests that are for psycopg2 alone run
     import pytest
     from sqlalchemy.dialects.postgresql import provision
 

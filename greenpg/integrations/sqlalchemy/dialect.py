@@ -12,6 +12,8 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.engine.url import URL
 
 from ...connection.connect.connecting import connect
+from ...connection.connection import Connection
+from ...connection.patching import psycopg2_connects_green
 from ...pool.health import is_alive
 from .keeping import keep_connection
 from .pool import GreenpgPool
@@ -48,12 +50,14 @@ class PGDialect_greenpg(PGDialect_psycopg2):  # named as SQLAlchemy names its ow
 
     def connect(self, *cargs: Any, **cparams: Any) -> Any:
         """A `greenpg.Connection`. Suspends."""
-        if self.loaded_dbapi is not psycopg2:  # create_engine(module=...)
-            return self.loaded_dbapi.connect(*cargs, **cparams)
-        return connect(*cargs, **cparams)
+        if self.loaded_dbapi is psycopg2 and not psycopg2_connects_green():
+            return connect(*cargs, **cparams)
+        return self.loaded_dbapi.connect(*cargs, **cparams)  # which a tracing library may have wrapped
 
     def do_ping(self, dbapi_connection: Any) -> bool:
-        """A look at the socket: no round trip, doesn't suspend."""
+        """A look at the socket: no round trip, doesn't suspend. What is wrapped in something else gets a real ping."""
+        if not isinstance(dbapi_connection, Connection):
+            return super().do_ping(dbapi_connection)
         if not is_alive(dbapi_connection):
             raise psycopg2.OperationalError("the server has closed the connection")
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,8 @@ from ...pool.pool import ConnectionPool
 from ...pool.returning import give_back
 from ...pool.slot import Slot
 from .record import SlotRecord
+
+logger = logging.getLogger("greenpg.pool")
 
 _NO_LIMIT = sys.maxsize
 
@@ -125,9 +128,9 @@ class GreenpgPool(Pool):
         return create_green
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
-        if isinstance(connection, Connection):
-            if connection._lender is not None:
-                connection._lender.condemn()
+        slot = getattr(connection, "_lender", None)
+        if slot is not None:
+            slot.condemn()
             connection._belongs_to(None)  # else close() might return it
         super()._close_connection(connection, terminate=terminate)
 
@@ -181,6 +184,9 @@ class GreenpgPool(Pool):
         self, connection: PoolProxiedConnection, exception: BaseException | None = None, _checkin: bool = True
     ) -> None:
         if not _checkin:  # a handler wants all of them replaced
+            super()._invalidate(connection, exception, _checkin)
+            return
+        if not getattr(connection, "closed", True):  # not lost: somebody's handler says so
             super()._invalidate(connection, exception, _checkin)
             return
         self._core.suspect_all()
@@ -269,10 +275,13 @@ class _Opener:
 
 
 def _return_abandoned(core: PoolCore, slot: Slot, lent_at: float, commits: bool) -> None:
-    """In a task of its own."""
+    """In a task of its own: end the transaction as SQLAlchemy would have, and give the connection back."""
+    conn = slot.conn
     try:
-        if commits and not slot.conn.closed:
-            slot.conn.commit()
+        if not conn.closed:
+            (conn.commit if commits else conn.rollback)()
+    except Exception as error:
+        logger.warning("ending the transaction of %s, which was left checked out, failed: %s", conn, error)
     finally:
         if slot.lent_at == lent_at:
             give_back(core, slot)
@@ -280,9 +289,10 @@ def _return_abandoned(core: PoolCore, slot: Slot, lent_at: float, commits: bool)
 
 def _check_is_ours(conn: Any) -> None:
     """TypeError for what a `creator` or a handler of `do_connect` mustn't return."""
+    if not isinstance(conn, extensions.connection):
+        return  # it wraps one, or is a test's
     if not isinstance(conn, Connection):
-        if isinstance(conn, extensions.connection):
-            conn.close()
+        conn.close()
         raise TypeError(
             f"GreenpgPool needs connections of class greenpg.Connection, not {type(conn).__name__}: let the creator "
             "call greenpg.connect(), or greenpg.patch() before"
