@@ -32,4 +32,4 @@ def keep_connection(context: ExceptionContext) -> None:
     if context.is_disconnect and is_kept(error, fairy.dbapi_connection):
         context.is_disconnect = False
         if has_slot:
-            record.return_when_task_ends()
+            record.return_when_task_ends(connection)

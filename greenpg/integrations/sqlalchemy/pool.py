@@ -29,7 +29,7 @@ _NO_LIMIT = sys.maxsize
 #: Seconds for which connections above `pool_size` are kept unused.
 _OVERFLOW_KEPT = 30.0
 
-#: With a pool_timeout of 0, how long a connection may take to be opened.
+#: Seconds that opening a connection may take, if that is all that a request waits for.
 _LONGEST_CONNECT = 30.0
 
 
@@ -150,9 +150,10 @@ class GreenpgPool(Pool):
         return self._record_of(slot) if self._is_shared else slot.record
 
     def _time_to_wait(self, core: PoolCore) -> float | None:
+        """SQLAlchemy's timeout is for waiting until somebody returns a connection, not for opening one."""
         ledger = core.ledger
-        if core.options.timeout == 0 and not ledger.line and len(ledger.slots) < ledger.max_size:
-            return _LONGEST_CONNECT  # nothing has to be waited for but the connection
+        if not ledger.idle and len(ledger.line) < ledger.max_size - ledger.open_count:
+            return max(core.options.timeout, _LONGEST_CONNECT)
         return None
 
     def _record_of(self, slot: Slot) -> SlotRecord:

@@ -7,6 +7,7 @@ import logging
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.engine import Connection
 from sqlalchemy.pool import _ConnectionRecord
 
 from ...hubs import hub
@@ -76,26 +77,30 @@ class SlotRecord(_ConnectionRecord):
 
     # -- tasks that are killed
 
-    def return_when_task_ends(self) -> None:
+    def return_when_task_ends(self, connection: Connection) -> None:
         """The running task may die of what was thrown into it, with the connection checked out. Doesn't suspend."""
         slot = self.slot
         if slot.forget_holder is None:
             task = hub().current()
-            ended = functools.partial(_task_ended, weakref.ref(self), hash(task), slot.lent_at)
+            ended = functools.partial(
+                _task_ended, weakref.ref(self), weakref.ref(connection), hash(task), slot.lent_at
+            )
             slot.watch_end(hub().on_end(task, ended))
 
 
-def _task_ended(record_ref: weakref.ref[SlotRecord], task: int, lent_at: float) -> None:
+def _task_ended(
+    record_ref: weakref.ref[SlotRecord], connection_ref: weakref.ref[Connection], task: int, lent_at: float
+) -> None:
     """Called in the hub."""
     record = record_ref()
     if record is None or not record.is_lent(lent_at):
         return
     record.slot.watch_end(None)
     if record.slot.conn._gate.last_user in (None, task):  # else another task goes on with it
-        hub().spawn(_return_for_ended, record, lent_at)
+        hub().spawn(_return_for_ended, record, connection_ref, lent_at)
 
 
-def _return_for_ended(record: SlotRecord, lent_at: float) -> None:
+def _return_for_ended(record: SlotRecord, connection_ref: weakref.ref[Connection], lent_at: float) -> None:
     if not record.is_lent(lent_at):
         return
     logger.warning("a task that was killed has left %s checked out; it is taken back", record.dbapi_connection)
@@ -103,4 +108,7 @@ def _return_for_ended(record: SlotRecord, lent_at: float) -> None:
     if fairy is None:
         record.checkin()
     else:
-        fairy._checkin()  # a Session that still has it finds it invalidated
+        fairy._checkin()
+        connection = connection_ref()
+        if connection is not None and not connection.closed:
+            connection.invalidate()  # for a Session that still has it
