@@ -58,11 +58,11 @@ psycopg2-suite: $(VENV)/suite  ## psycopg2's own test suite on greenpg (a minute
 compat-suites: $(VENV)/test  ## the test suites of pgclient, queries and others on greenpg.compat (needs GitHub)
 	timeout 1800 $(BIN)/python tests/compat_suites.py
 
-check: $(VENV)/check  ## ruff, mypy --strict, and who imports whom
+check: $(VENV)/check  ## ruff, mypy --strict, who imports whom, and the types that users see
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --hub=threads -q tests/test_architecture.py
+	$(BIN)/pytest --hub=threads -q tests/test_architecture.py tests/test_types.py
 
 bench: $(VENV)/bench  ## the benchmarks, peers and greenpg in one run, into benchmarks/results
 	$(BIN)/python benchmarks/run.py

@@ -15,6 +15,8 @@ README.md is the longer introduction.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from . import errors
 from .connection.connect.connecting import connect
 from .connection.connection import Connection
@@ -32,6 +34,9 @@ from .shared.listener import Listener
 from .shared.mailbox import Gap
 from .shared.shared_connection import SharedConnection
 from .shared.subscription import Subscription
+
+if TYPE_CHECKING:
+    from . import embedded
 
 __all__ = [
     "Connection",
@@ -54,6 +59,7 @@ __all__ = [
     "WaitTimeout",
     "close_pools",
     "connect",
+    "embedded",
     "errors",
     "forget_pool",
     "get_pool",
@@ -64,3 +70,18 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+for _name in __all__:
+    if isinstance(_public := globals().get(_name), type) and _public.__module__ != "greenpg.errors":
+        _public.__module__ = __name__
+del _name, _public
+
+if not TYPE_CHECKING:  # to a type checker it would be a promise that every name is there
+
+    def __getattr__(name: str) -> object:
+        """`greenpg.embedded`, imported when it is first used: most programs never do."""
+        if name == "embedded":
+            import greenpg.embedded
+
+            return greenpg.embedded
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import sysconfig
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg2
 from psycopg2 import extensions
@@ -86,6 +86,16 @@ class _Layout:
             raise _Unexpected("psycopg2.Error is laid out in another way")
 
 
+#: psycopg2's status in its place, to be written.
+StatusWord = ctypes.c_int
+
+
+class HasDriverStatus(Protocol):
+    """A connection that shows psycopg2's own `status`."""
+
+    _driver_status: int
+
+
 class DriverStatus:
     """Whether psycopg2's `status` can be written; known for certain once it has been seen on a connection."""
 
@@ -104,7 +114,7 @@ class DriverStatus:
         self.reason = reason
         logger.info("psycopg2 begins each transaction in a round trip of its own: %s", reason)
 
-    def word_of(self, conn: Any) -> ctypes.c_int | None:
+    def word_of(self, conn: HasDriverStatus) -> StatusWord | None:
         """The `status` of a connection that is at rest, to be kept with it and written. None where it can't be had."""
         if self._layout is None or self.reason is not None:
             return None
@@ -114,7 +124,7 @@ class DriverStatus:
             return None
         return word
 
-    def prove(self, conn: Any, word: ctypes.c_int) -> None:
+    def prove(self, conn: HasDriverStatus, word: StatusWord) -> None:
         """Called when psycopg2 has begun a transaction by itself on a connection whose status was READY before."""
         if word.value == conn._driver_status == _BEGIN:
             self.is_proven = True

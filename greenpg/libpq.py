@@ -160,7 +160,7 @@ def connection_options(dsn: str) -> dict[str, str]:
         function("PQfinish")(conn)
 
 
-def current_host(pgconn: int) -> tuple[str, str, str]:
+def current_host(pgconn: int | None) -> tuple[str, str, str]:
     """Host, IP address and port of the server to which the connection is, or is being, made. Empty where unknown."""
     host, address, port = (function(name)(pgconn) or b"" for name in ("PQhost", "PQhostaddr", "PQport"))
     return host.decode(), address.decode(), port.decode()
@@ -173,7 +173,7 @@ def overwrite_error_field(result: int, name: str, value: bytes) -> None:
     ctypes.memmove(find(result, ord(DIAGNOSTICS[name])), value + b"\0", len(value) + 1)
 
 
-def overwrite_error_message(pgconn: int, message: bytes) -> None:
+def overwrite_error_message(pgconn: int | None, message: bytes) -> None:
     """Write another message over the connection's last one, which must be at least as long."""
     find = _handles()[0]["PQerrorMessage"]
     find.restype, find.argtypes = _pointer, [_pointer]
@@ -230,7 +230,7 @@ class Result:
     diagnostics: dict[str, bytes] = field(default_factory=dict)
 
 
-def next_result(pgconn: int) -> Result | None:
+def next_result(pgconn: int | None) -> Result | None:
     """PQgetResult: None when the statement is through. Blocks unless PQisBusy has said that it won't.
 
     While a COPY is under way it gives, each time, a result with the status COPY_IN or COPY_OUT.
@@ -260,7 +260,7 @@ def copied_out(address: int) -> Result:
         function("PQclear")(address)
 
 
-def copy_in_progress(pgconn: int) -> int | None:
+def copy_in_progress(pgconn: int | None) -> int | None:
     """COPY_IN, COPY_OUT or COPY_BOTH while that is under way, else None. Not for use while a result may be pending:
     it would be lost. Never blocks."""
     if function("PQisBusy")(pgconn):
@@ -283,7 +283,7 @@ class CopyReader:
     BLOCK_BYTES = 128 * 1024
     _ROWS = 1000
 
-    def __init__(self, pgconn: int) -> None:
+    def __init__(self, pgconn: int | None) -> None:
         handle = _handles()[0]
         try:
             self._getline = handle["PQgetlineAsync"]

@@ -85,6 +85,16 @@ def dsn(pytestconfig, request):
 
 
 @pytest.fixture
+def conn(dsn):
+    """A connection; `kit.statements_running()` tells what the server does for it."""
+    import greenpg
+
+    conn = greenpg.connect(dsn, application_name="tested")
+    yield conn
+    conn.close()
+
+
+@pytest.fixture
 def admin(dsn):
     """An autocommit connection to look at the server with."""
     import greenpg
@@ -96,7 +106,15 @@ def admin(dsn):
 
 
 @pytest.fixture
-def make_pool(dsn):
+def pool_class():
+    """What `make_pool` makes; `kit.either_pool` tests with both kinds."""
+    import greenpg
+
+    return greenpg.ConnectionPool
+
+
+@pytest.fixture
+def make_pool(dsn, pool_class):
     """Makes pools that are closed at the end, with the ledger's invariants checked whenever the mutex is released."""
     from kit import CheckingMutex
 
@@ -105,7 +123,10 @@ def make_pool(dsn):
     pools = []
 
     def make(conninfo=dsn, **options):
-        pool = greenpg.ConnectionPool(conninfo, **options)
+        if pool_class is greenpg.NullConnectionPool:
+            options["max_size"] = options.get("max_size") or options.get("min_size")
+            options["min_size"] = 0
+        pool = pool_class(conninfo, **options)
         pool._core.mutex = CheckingMutex(pool._core.mutex, pool._core.ledger.check_invariants)
         pools.append(pool)
         return pool

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
+import greenpg
 from greenpg.hubs import hub
+
+#: The test is for both kinds of pools: with the second, `make_pool` takes `min_size` for `max_size`.
+either_pool = pytest.mark.parametrize("pool_class", [greenpg.ConnectionPool, greenpg.NullConnectionPool])
 
 
 class Killed(BaseException):
@@ -68,6 +74,13 @@ def wait_until(condition, timeout=10.0):
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout} s: {condition}"
         hub().sleep(0.005)
+
+
+def statements_running(admin):
+    """What the server is doing for the fixture `conn`, and connections whose application_name begins like its."""
+    with admin.cursor() as cur:
+        cur.execute("SELECT query FROM pg_stat_activity WHERE application_name LIKE 'tested%' AND state = 'active'")
+        return cur.fetchall()
 
 
 def usable(conn):

@@ -16,14 +16,6 @@ import greenpg
 
 
 @pytest.fixture
-def conn(dsn):
-    conn = psycopg2.connect(dsn)
-    assert isinstance(conn, greenpg.Connection)
-    yield conn
-    conn.close()
-
-
-@pytest.fixture
 def cur(conn):
     with conn.cursor() as cur:
         yield cur

@@ -115,7 +115,13 @@ def test_rooms_exist():
 
 
 #: Where each piece of state has one owner.
-STRICT = ("pool", "shared")
+STRICT = ("connection", "pool", "shared")
+#: psycopg2's own, and of a class that is made at run time in that file.
+NOT_OF_A_CLASS = {
+    ("connection/patching.py", "_connect"),
+    ("connection/server_errors.py", "_diag"),
+    ("connection/server_errors.py", "_cursor"),
+}
 
 
 @pytest.mark.parametrize("folder", STRICT)
@@ -130,7 +136,7 @@ def test_underscore_attributes_are_assigned_in_the_file_of_their_class(path):
     foreign = [
         f"line {node.lineno}: {ast.unparse(node)}"
         for node in assigned_attributes(ast.parse(path.read_text()), (ast.Store, ast.Del))
-        if node.attr not in own_attributes(path)
+        if node.attr not in own_attributes(path) and (str(path.relative_to(PACKAGE)), node.attr) not in NOT_OF_A_CLASS
     ]
     assert foreign == []
 

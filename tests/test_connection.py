@@ -16,13 +16,6 @@ from greenpg.hubs import hub
 green_only = pytest.mark.only_hub("gevent", "eventlet")
 
 
-@pytest.fixture
-def conn(dsn):
-    conn = greenpg.connect(dsn)
-    yield conn
-    conn.close()
-
-
 # -- factories
 
 

@@ -33,13 +33,11 @@ ENDLESS = "COPY (SELECT generate_series(1, 100000000), repeat('x', 100)) TO STDO
 
 
 @pytest.fixture
-def conn(dsn):
-    conn = greenpg.connect(dsn, application_name="copies")
+def conn(conn):
     with conn.cursor() as cur:
         cur.execute("CREATE TEMP TABLE item (id int UNIQUE, name text)")
     conn.commit()
-    yield conn
-    conn.close()
+    return conn
 
 
 @pytest.fixture

@@ -2,25 +2,12 @@
 
 import psycopg2
 import pytest
-from kit import usable, wait_until
+from kit import statements_running, usable, wait_until
 from psycopg2 import extensions
 
 import greenpg
 from greenpg import errors
 from greenpg.connection import interrupting
-
-
-@pytest.fixture
-def conn(dsn):
-    conn = greenpg.connect(dsn, application_name="deadlines")
-    yield conn
-    conn.close()
-
-
-def statements_running(admin):
-    with admin.cursor() as cur:
-        cur.execute("SELECT query FROM pg_stat_activity WHERE application_name = 'deadlines' AND state = 'active'")
-        return cur.fetchall()
 
 
 def test_deadline_of_a_block(conn, admin):

@@ -10,15 +10,7 @@ import psycopg2.errors
 import pytest
 from psycopg2._psycopg import sqlstate_errors
 
-import greenpg
 from greenpg import errors
-
-
-@pytest.fixture
-def conn(dsn):
-    conn = greenpg.connect(dsn)
-    yield conn
-    conn.close()
 
 
 def raised(conn, sql):

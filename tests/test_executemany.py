@@ -29,13 +29,11 @@ INSERT = "INSERT INTO item (id, name) VALUES (%s, %s)"
 
 
 @pytest.fixture
-def conn(dsn):
-    conn = greenpg.connect(dsn, application_name="executemany")
+def conn(conn):
     with conn.cursor() as cur:
         cur.execute("CREATE TEMP TABLE item (id int UNIQUE, name text)")
     conn.commit()
-    yield conn
-    conn.close()
+    return conn
 
 
 @pytest.fixture

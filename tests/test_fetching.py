@@ -6,7 +6,6 @@ import pytest
 from kit import Killed, Task
 from psycopg2 import extensions
 
-import greenpg
 from greenpg.connection.bulk import pacing
 from greenpg.hubs import hub
 
@@ -19,13 +18,6 @@ FACTORIES = [
     psycopg2.extras.LoggingCursor,
 ]
 SELECT = "SELECT n AS id, 'name ' || n AS name FROM generate_series(1, %s) AS n"
-
-
-@pytest.fixture
-def conn(dsn):
-    conn = greenpg.connect(dsn)
-    yield conn
-    conn.close()
 
 
 def selected(conn, count, factory=None):

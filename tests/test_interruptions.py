@@ -6,7 +6,7 @@ import time
 
 import psycopg2
 import pytest
-from kit import Killed, Task, is_waiting, run_all, usable, wait_until
+from kit import Killed, Task, is_waiting, run_all, statements_running, usable, wait_until
 from psycopg2 import extensions
 
 import greenpg
@@ -16,21 +16,6 @@ from greenpg.hubs import hub
 
 green_only = pytest.mark.only_hub("gevent", "eventlet")
 pytestmark = green_only
-
-
-@pytest.fixture
-def conn(dsn):
-    conn = greenpg.connect(dsn, application_name="interrupted")
-    yield conn
-    conn.close()
-
-
-def statements_running(admin):
-    with admin.cursor() as cur:
-        cur.execute(
-            "SELECT query FROM pg_stat_activity WHERE application_name LIKE 'interrupted%' AND state = 'active'"
-        )
-        return cur.fetchall()
 
 
 def throw_into(task, conn, exception=Killed):
@@ -170,7 +155,7 @@ def test_late_cancel_never_hits_the_next_statement(conn):
 def test_kill_before_the_begin_is_through_stops_the_statement_as_well(through_proxy, admin):
     """execute() sends BEGIN first; killed in there, psycopg2 goes on to send the statement, which must not run on."""
     proxy, dsn = through_proxy
-    conn = greenpg.connect(dsn, application_name="interrupted begin")
+    conn = greenpg.connect(dsn, application_name="tested begin")
     proxy.stall()
     task = Task(conn.cursor().execute, "SELECT pg_sleep(60)")
     wait_until(lambda: is_waiting(conn))
@@ -190,7 +175,7 @@ def test_methods_that_call_psycopg2_past_the_guards(dsn, admin):
         def execute(self, query, vars=None):
             extensions.cursor.execute(self, query, vars)
 
-    conn = greenpg.connect(dsn, cursor_factory=LoggingCursor, application_name="interrupted")
+    conn = greenpg.connect(dsn, cursor_factory=LoggingCursor, application_name="tested")
     task = Task(conn.cursor().execute, "SELECT pg_sleep(60)")
     throw_into(task, conn)
     task.join(5)
@@ -200,7 +185,7 @@ def test_methods_that_call_psycopg2_past_the_guards(dsn, admin):
 
 
 def test_foreign_connection_is_cancelled_before_it_is_closed(dsn, admin):
-    conn = extensions.connection(extensions.make_dsn(dsn, application_name="interrupted foreign"))
+    conn = extensions.connection(extensions.make_dsn(dsn, application_name="tested foreign"))
     task = Task(conn.cursor().execute, "SELECT pg_sleep(60)")
     wait_until(lambda: statements_running(admin))
     task.throw(Killed)
@@ -412,7 +397,7 @@ def test_cancel_with_an_older_libpq(conn, monkeypatch):
 def test_storm(make_pool, admin, seed, caplog):
     """2,000 statements of 50 tasks on 10 connections, half of them killed at a random moment."""
     rng = random.Random(seed)
-    pool = make_pool(min_size=10, kwargs={"application_name": "interrupted storm"})
+    pool = make_pool(min_size=10, kwargs={"application_name": "tested storm"})
     pool.wait()
     caplog.set_level(logging.ERROR, "greenpg")
     outcomes = {"finished": 0, "killed": 0}
@@ -467,7 +452,7 @@ def test_money_is_neither_made_nor_lost(make_pool, admin):
     with admin.cursor() as cur:
         cur.execute("DROP TABLE IF EXISTS account; CREATE TABLE account (id int PRIMARY KEY, balance int)")
         cur.execute("INSERT INTO account SELECT n, 1000 FROM generate_series(0, 9) n")
-    pool = make_pool(min_size=5, kwargs={"application_name": "interrupted money"})
+    pool = make_pool(min_size=5, kwargs={"application_name": "tested money"})
     acknowledged = [0] * 10
     unsure = []
 

@@ -15,15 +15,6 @@ from greenpg.hubs import hub
 green_only = pytest.mark.only_hub("gevent", "eventlet")
 
 
-@pytest.fixture
-def conn(dsn):
-    conn = greenpg.connect(dsn)
-    yield conn
-    if not conn.closed:
-        conn.rollback()
-    conn.close()
-
-
 def test_write_and_read_in_the_same_transaction(conn):
     lo = conn.lobject()
     assert isinstance(lo, LargeObject)

@@ -8,7 +8,7 @@ import weakref
 import psycopg2
 import psycopg2.extras
 import pytest
-from kit import Task, is_waiting, run_all, wait_until
+from kit import Task, either_pool, is_waiting, run_all, wait_until
 
 import greenpg
 from greenpg.hubs import hub
@@ -23,6 +23,7 @@ def backend_pid(conn):
 # -- opening and closing
 
 
+@either_pool
 def test_opens_itself_at_first_use(make_pool):
     pool = make_pool(min_size=1)
     assert pool.closed
@@ -32,6 +33,7 @@ def test_opens_itself_at_first_use(make_pool):
     assert not pool.closed
 
 
+@either_pool
 def test_open_false_waits_to_be_opened(make_pool):
     pool = make_pool(min_size=1, open=False)
     with pytest.raises(greenpg.PoolClosed, match="not open yet: call open"):
@@ -74,6 +76,7 @@ def count_backends(admin, application_name):
         return cur.fetchone()[0]
 
 
+@either_pool
 def test_close_sends_waiting_tasks_away_and_closes_lent_connections_later(make_pool):
     pool = make_pool(min_size=1)
     conn = pool.getconn()
@@ -116,6 +119,7 @@ def test_forgotten_pool_that_tries_to_connect_is_collected(tmp_path):
 # -- lending
 
 
+@either_pool
 def test_block_commits_and_rolls_back(make_pool, admin):
     with admin.cursor() as cur:
         cur.execute("DROP TABLE IF EXISTS pool_block; CREATE TABLE pool_block (n int)")
@@ -174,6 +178,7 @@ def test_oldest_used_first(make_pool):
     assert pids[:3] == pids[3:]
 
 
+@either_pool
 def test_first_come_first_served(make_pool):
     pool = make_pool(min_size=1)
     order = []
@@ -194,6 +199,7 @@ def test_first_come_first_served(make_pool):
     assert order == list(range(50))
 
 
+@either_pool
 def test_who_returns_and_asks_again_goes_to_the_end_of_the_line(make_pool):
     pool = make_pool(min_size=1)
     log = []
@@ -284,6 +290,7 @@ def test_broken_connection_is_replaced(make_pool, admin, caplog):
     assert pool.get_stats()["returns_bad"] == 1
 
 
+@either_pool
 def test_leaving_a_block_on_a_closed_connection_does_not_raise(make_pool):
     pool = make_pool(min_size=1)
     with pool.connection() as conn:
@@ -300,6 +307,7 @@ def test_leaving_a_block_on_a_closed_connection_does_not_raise(make_pool):
 
 
 @green_only
+@either_pool
 def test_connection_returned_while_another_task_uses_it_is_not_lent_on(make_pool):
     pool = make_pool(min_size=1)
     conn = pool.getconn()
@@ -311,6 +319,7 @@ def test_connection_returned_while_another_task_uses_it_is_not_lent_on(make_pool
     task.join()
 
 
+@either_pool
 def test_expired_connection_is_replaced(make_pool):
     pool = make_pool(min_size=1, max_lifetime=0)
     with pool.connection() as first:
@@ -348,6 +357,7 @@ def test_configure_and_reset_and_autocommit(make_pool):
     wait_until(lambda: resets == [conn])
 
 
+@either_pool
 def test_configure_that_leaves_a_transaction_open(make_pool, caplog):
     pool = make_pool(min_size=1, configure=lambda conn: conn.cursor().execute("SELECT 1"), reconnect_timeout=0)
     with pytest.raises(greenpg.PoolTimeout, match="left in status INTRANS by configure function"):
@@ -364,6 +374,7 @@ def test_reset_that_fails_discards_the_connection(make_pool, reset, caplog):
     wait_until(lambda: pool.get_stats()["pool_available"] == 1)
 
 
+@either_pool
 def test_conninfo_and_kwargs_may_be_callables(make_pool, dsn):
     asked = []
     pool = make_pool(lambda: asked.append("conninfo") or dsn, kwargs=lambda: {"application_name": "called"}, min_size=2)
@@ -441,6 +452,7 @@ def test_pool_timeout_says_what_is_going_on(make_pool):
     pool.putconn(pool.getconn(timeout=0))
 
 
+@either_pool
 def test_pool_timeout_tells_the_last_connection_error(make_pool):
     pool = make_pool("host=127.0.0.1 port=1 user=x password=hunter2", min_size=1)
     with pytest.raises(greenpg.PoolTimeout, match="last connection error: OperationalError.*refused") as caught:
@@ -464,6 +476,7 @@ def test_wrong_password(make_pool):
         pool.close()
 
 
+@either_pool
 def test_max_waiting(make_pool):
     pool = make_pool(min_size=1, max_waiting=2)
     with pool.connection():

@@ -86,6 +86,23 @@ def test_drain(make_pool):
         assert conn not in (lent, idle)
 
 
+def test_drain_replaces_what_is_being_opened(make_pool):
+    begun, drained = [], []
+
+    def configure(conn):
+        begun.append(conn)
+        wait_until(lambda: drained)
+
+    pool = make_pool(min_size=1, configure=configure)
+    task = Task(pool.fetchval, "SELECT pg_backend_pid()")
+    wait_until(lambda: begun)
+    pool.drain()
+    drained.append(True)
+    task.result()
+    assert len(begun) == 2
+    assert begun[0].closed
+
+
 def test_pause_and_resume(make_pool):
     pool = make_pool(min_size=2)
     pool.wait()

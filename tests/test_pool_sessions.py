@@ -154,6 +154,8 @@ def test_nothing_is_left_to_the_next_borrower(pool, admin, do_mischief):
     conn = do_mischief(pool)
     wait_until(lambda: advisory_locks(admin) == 0)  # it doesn't take a next borrower to give them back
     again = check_traces(pool)
+    wait_until(lambda: pool.get_stats()["pool_available"] == 1)  # a task of the pool's resets it again
+    wait_until(lambda: pool.get_stats()["pool_available"] == 1)  # the reset is over
     assert again is conn or conn is None
     assert not again.autocommit
     assert again.isolation_level is None

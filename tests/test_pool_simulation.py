@@ -18,6 +18,7 @@ from simulation import Killed, SimulatedHub, SimulatedServer
 import greenpg
 from greenpg import hubs
 from greenpg.pool import core, health, ledger, lending, opening, returning
+from greenpg.pool.slot import CLOSED
 
 pytestmark = pytest.mark.only_hub("threads")
 
@@ -227,3 +228,12 @@ def test_mutants_are_caught(monkeypatch, caplog, function, old, new):
     with pytest.raises(AssertionError, match=r"seed \d+"):
         for seed in range(500):
             simulate(monkeypatch, seed)
+
+
+def test_a_closed_slot_stays_closed():
+    table = ledger.Ledger(1, 1)
+    slot = table.reserve()
+    table.move(slot, CLOSED)
+    with pytest.raises(AssertionError, match="a slot that is CLOSED can't become IDLE"):
+        table.give(slot)
+    assert not table.slots

@@ -11,13 +11,6 @@ import pytest
 import greenpg
 
 
-@pytest.fixture
-def conn(dsn):
-    conn = psycopg2.connect(dsn)
-    yield conn
-    conn.close()
-
-
 @pytest.mark.parametrize("name", [None, "server_side"])
 @pytest.mark.parametrize(
     "factory", [None, psycopg2.extras.DictCursor, psycopg2.extras.RealDictCursor, psycopg2.extras.NamedTupleCursor]

@@ -10,7 +10,7 @@ import signal
 import psycopg2
 import psycopg2.errors
 import pytest
-from kit import Killed, Task, is_waiting, usable, wait_until
+from kit import Killed, Task, is_waiting, statements_running, usable, wait_until
 from psycopg2 import extensions
 
 import greenpg
@@ -43,19 +43,6 @@ THROWN = [
 @pytest.fixture(params=THROWN, ids=lambda class_: class_.__name__)
 def exception(request):
     return request.param("too slow")
-
-
-@pytest.fixture
-def conn(dsn):
-    conn = greenpg.connect(dsn, application_name="thrown")
-    yield conn
-    conn.close()
-
-
-def running(admin):
-    with admin.cursor() as cur:
-        cur.execute("SELECT query FROM pg_stat_activity WHERE application_name = 'thrown' AND state = 'active'")
-        return cur.fetchall()
 
 
 def thrown_into(call, exception, is_waiting, *more):
@@ -99,9 +86,9 @@ STATEMENTS = {
 @green_only
 @pytest.mark.parametrize("statement", STATEMENTS)
 def test_statement_is_cancelled_and_the_connection_kept(conn, admin, statement, exception):
-    error = thrown_into(lambda: STATEMENTS[statement](conn), exception, lambda: running(admin))
+    error = thrown_into(lambda: STATEMENTS[statement](conn), exception, lambda: statements_running(admin))
     assert error is exception
-    assert running(admin) == []
+    assert statements_running(admin) == []
     assert usable(conn)
 
 
@@ -134,7 +121,7 @@ def test_file_that_waits_for_another_connection(dsn, conn, admin):
 
     class FromAnotherConnection:
         def __init__(self):
-            self.other = greenpg.connect(dsn, application_name="thrown")
+            self.other = greenpg.connect(dsn, application_name="tested")
 
         def read(self, size):
             self.other.execute("SELECT pg_sleep(60)")
@@ -142,7 +129,7 @@ def test_file_that_waits_for_another_connection(dsn, conn, admin):
     cur = conn.cursor()
     cur.execute("CREATE TEMP TABLE c (n int)")
     file, exception = FromAnotherConnection(), TimeoutError("too slow")
-    assert thrown_into(lambda: cur.copy_from(file, "c"), exception, lambda: running(admin)) is exception
+    assert thrown_into(lambda: cur.copy_from(file, "c"), exception, lambda: statements_running(admin)) is exception
     assert usable(conn) and usable(file.other)
     file.other.close()
 
@@ -162,18 +149,21 @@ def test_leaving_a_copy_block(conn, admin, exception):
         with cur.copy("COPY c FROM STDIN") as block:
             block.write_row((1,))
 
-    assert thrown_into(copy, exception, lambda: running(admin)) is exception
-    assert running(admin) == []
+    assert thrown_into(copy, exception, lambda: statements_running(admin)) is exception
+    assert statements_running(admin) == []
     assert usable(conn)
 
 
 @green_only
 def test_connection_made_past_the_guards_is_cancelled(dsn, admin):
-    conn = extensions.connection(extensions.make_dsn(dsn, application_name="thrown"))
+    conn = extensions.connection(extensions.make_dsn(dsn, application_name="tested"))
     exception = psycopg2.OperationalError("too slow")
     cur = conn.cursor()
-    assert thrown_into(lambda: cur.execute("SELECT pg_sleep(60)"), exception, lambda: running(admin)) is exception
-    wait_until(lambda: running(admin) == [], 2)
+    assert (
+        thrown_into(lambda: cur.execute("SELECT pg_sleep(60)"), exception, lambda: statements_running(admin))
+        is exception
+    )
+    wait_until(lambda: statements_running(admin) == [], 2)
 
 
 @green_only
@@ -201,10 +191,10 @@ def test_commit_tells_its_outcome(through_proxy, exception):
 @pytest.mark.parametrize("statement", ["execute", "executemany", "copy_to", "copy block"])
 def test_second_one_while_cancelling(through_proxy, admin, statement, exception, caplog):
     proxy, dsn = through_proxy
-    conn = greenpg.connect(dsn, application_name="thrown")
+    conn = greenpg.connect(dsn, application_name="tested")
     conn.execute("SELECT 1")
     task = Task(lambda: STATEMENTS[statement](conn))
-    wait_until(lambda: running(admin))
+    wait_until(lambda: statements_running(admin))
     hub().sleep(0.05)
     proxy.stall()
     task.throw(Killed)
@@ -303,7 +293,7 @@ def test_cancel_with_an_older_libpq(dsn, conn, monkeypatch, exception):
 
 @green_only
 def test_shared_connection_is_kept(dsn, admin, exception):
-    shared = greenpg.SharedConnection(dsn, application_name="thrown")
+    shared = greenpg.SharedConnection(dsn, application_name="tested")
 
     def work():
         with shared() as conn:
@@ -311,7 +301,7 @@ def test_shared_connection_is_kept(dsn, admin, exception):
 
     with shared() as conn:
         conn.rollback()
-    assert thrown_into(work, exception, lambda: running(admin)) is exception
+    assert thrown_into(work, exception, lambda: statements_running(admin)) is exception
     with shared() as again:
         assert again is conn
         assert usable(again)
@@ -379,7 +369,7 @@ def test_exception_of_a_signal_handler(conn, admin, exception):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert caught.value is exception
-    assert running(admin) == []
+    assert statements_running(admin) == []
     assert usable(conn)
 
 

@@ -17,13 +17,6 @@ green_only = pytest.mark.only_hub("gevent", "eventlet")
 
 
 @pytest.fixture
-def conn(dsn):
-    conn = greenpg.connect(dsn)
-    yield conn
-    conn.close()
-
-
-@pytest.fixture
 def table(admin):
     with admin.cursor() as cur:
         cur.execute("DROP TABLE IF EXISTS tx; CREATE TABLE tx (n int PRIMARY KEY)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import psycopg2
 from psycopg2 import extensions
@@ -25,7 +25,16 @@ class Blocks(list[object]):
         return False
 
 
-def forbid_inside(conn: Any, name: str) -> None:
+class HasBlocks(Protocol):
+    """A `GuardedConnection`, which is made of this file."""
+
+    _driver_status: int
+
+    @property
+    def _blocks(self) -> Blocks: ...
+
+
+def forbid_inside(conn: HasBlocks, name: str) -> None:
     """ProgrammingError if the connection is in a transaction block, which ends its transaction by itself."""
     if conn._blocks:
         raise psycopg2.ProgrammingError(
@@ -34,13 +43,13 @@ def forbid_inside(conn: Any, name: str) -> None:
         )
 
 
-def forbid_autocommit_inside(conn: Any, name: str) -> None:
+def forbid_autocommit_inside(conn: HasBlocks, name: str) -> None:
     """ProgrammingError for turning autocommit on or off in a transaction block: it would end to be one."""
     if conn._blocks:
         raise psycopg2.ProgrammingError(f"{name} cannot be used inside a transaction block")
 
 
-def forbid_inside_transaction(conn: Any, name: str, sets_autocommit: bool = False) -> None:
+def forbid_inside_transaction(conn: HasBlocks, name: str, sets_autocommit: bool = False) -> None:
     """ProgrammingError for what makes psycopg2 roll a block's transaction back in silence, or puts it in autocommit."""
     if conn._blocks and (sets_autocommit or conn._driver_status != _READY):
         raise psycopg2.ProgrammingError(f"{name} cannot be used inside a transaction block")

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any
 
 import psycopg2
+from psycopg2 import extensions
 
 from .. import libpq
 from ..errors import note_interruption
 from ..hubs import hub
 
 
-def request_cancel(conn: Any, deadline: float | None) -> None:
+def request_cancel(conn: extensions.connection, deadline: float | None) -> None:
     """Ask the server to stop what the connection is running. Suspends until the server has taken the request.
 
     From then on a statement that is sent can't be hit by it any more: the server signals before it closes the cancel
@@ -34,7 +34,7 @@ def request_cancel(conn: Any, deadline: float | None) -> None:
 class CancelRequest:
     """A request that is prepared while the connection is open, and can be sent when it isn't any more."""
 
-    def __init__(self, conn: Any) -> None:
+    def __init__(self, conn: extensions.connection) -> None:
         self._is_polled = libpq.has_function("PQcancelStart")
         self._handle = libpq.function("PQcancelCreate" if self._is_polled else "PQgetCancel")(conn.pgconn_ptr)
         if not self._handle:
@@ -95,7 +95,7 @@ class CancelRequest:
             raise psycopg2.OperationalError(f"can't cancel: {message.value.decode('utf-8', 'replace').strip()}")
 
 
-def shut_down(conn: Any) -> None:
+def shut_down(conn: extensions.connection) -> None:
     """Cut the connection's socket, whoever is using it: reads and writes on it end at once. Doesn't suspend.
 
     Closing the descriptor instead would let somebody else get its number while it is waited for.

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
 
 import psycopg2
 from psycopg2 import extensions
 
+from ..errors import is_interruption
 from ..hubs import hub
 from .cancel import CancelRequest, request_cancel, shut_down
 from .composing import compose
 from .cursor import Cursor, ServerCursor
 from .deadlines import DeadlineBlock, checked_seconds
 from .gate import Occupant
-from .guarded_connection import GuardedConnection
+from .guarded_cursor import Params, Query
 from .interrupting import end_deadline
 from .lender import Lender
 from .lobject import LargeObjectMixin
 from .replication import ReplicationCursor, is_replication_cursor
-from .transaction import Transaction
+from .transaction import IsolationLevel, Transaction
 from .wait_notify import NotifyWaits
 
 logger = logging.getLogger("greenpg.connection")
@@ -29,11 +31,14 @@ _c: Any = extensions.connection
 _new_cursor = _c.cursor
 _get_cursor_factory = _c.cursor_factory.__get__
 
+C = TypeVar("C", bound="Connection")
+AnyCursor = TypeVar("AnyCursor", bound=extensions.cursor)
+
 #: Seconds that close() takes trouble to cancel what another task was running.
 _CANCEL_TIMEOUT = 1.0
 
 
-class Connection(LargeObjectMixin, NotifyWaits, GuardedConnection):
+class Connection(LargeObjectMixin, NotifyWaits):
     """psycopg2's connection; everything psycopg2 documents of connections holds.
 
     While another task waits for the server on it, calls that would talk to the server raise
@@ -50,30 +55,30 @@ class Connection(LargeObjectMixin, NotifyWaits, GuardedConnection):
     #: A pool's slot for the connection, which may have lent it.
     _lender: Lender | None = None
     #: What goes under the classes of cursors; a log (sql_log.py) brings others.
-    _client_cursor: type = Cursor
-    _server_cursor: type = ServerCursor
-    #: A replication stream was stopped on it: see replication.py.
-    _has_stopped_stream = False
+    _client_cursor: type[Cursor] = Cursor
+    _server_cursor: type[ServerCursor] = ServerCursor
 
-    def _attach_log(self, log: Any, client_cursor: type = Cursor, server_cursor: type = ServerCursor) -> None:
+    def _attach_log(
+        self, log: Any, client_cursor: type[Cursor] = Cursor, server_cursor: type[ServerCursor] = ServerCursor
+    ) -> None:
         """Cursors that are made from now on are of these classes, and find the log; None for no log."""
         self._sql_log, self._client_cursor, self._server_cursor = log, client_cursor, server_cursor
 
     def _note_statement(self, statement: Any) -> None:
         self._last_statement = statement
 
-    def _note_stopped_stream(self) -> None:
-        self._has_stopped_stream = True
+    def _note_dsn(self, dsn: str) -> None:
+        self._given_dsn = dsn
 
     def transaction(
-        self,
+        self: C,
         savepoint_name: str | None = None,
         force_rollback: bool = False,
         *,
-        isolation_level: int | str | None = None,
+        isolation_level: IsolationLevel | None = None,
         readonly: bool | None = None,
         deferrable: bool | None = None,
-    ) -> Transaction:
+    ) -> Transaction[C]:
         """`with conn.transaction():` commits at the end of the block, and rolls back if it raises; as psycopg 3's.
 
         BEGIN is sent along with the first statement, so that the block takes one round trip less than with psycopg2's
@@ -114,6 +119,8 @@ class Connection(LargeObjectMixin, NotifyWaits, GuardedConnection):
             # The server hasn't noticed anything: it would go on with the statement.
             request.send(min(give_up_at, time.monotonic() + _CANCEL_TIMEOUT))
         except psycopg2.OperationalError as error:
+            if is_interruption(error):
+                raise
             logger.warning("could not cancel the statement on %s, which is closed: %s", self, error)
         finally:
             request.close()
@@ -152,7 +159,7 @@ class Connection(LargeObjectMixin, NotifyWaits, GuardedConnection):
         be used on after a rollback. If the server can't be reached, the connection is closed. Raises ValueError
         unless `seconds` is positive.
         """
-        return DeadlineBlock(self, seconds)
+        return DeadlineBlock(self._gate.made_deadlines, seconds)
 
     @property
     def statement_deadline(self) -> float | None:
@@ -170,24 +177,56 @@ class Connection(LargeObjectMixin, NotifyWaits, GuardedConnection):
         self._lender = lender
 
     @property
-    def connection(self) -> Connection:
+    def connection(self: C) -> C:
         """Itself: psycopg2.extras takes whatever has `execute()` for a cursor, and asks it for its connection."""
         return self
 
-    def execute(self, query: Any, vars: Any = None) -> Any:
+    def execute(self, query: Query, vars: Params = None) -> Cursor:
         """A new cursor that has executed the statement, as psycopg 3's. Suspends; raises as `cursor.execute()`."""
         cur = self.cursor()
         cur.execute(query, vars)
         return cur
 
+    @overload  # type: ignore[override]  # of a named cursor psycopg2's type stubs know no class of its own
     def cursor(
-        self, name: Any = None, cursor_factory: Any = None, withhold: bool = False, scrollable: bool | None = None
+        self, name: None = None, cursor_factory: None = None, withhold: bool = False, scrollable: bool | None = None
+    ) -> Cursor: ...
+    @overload
+    def cursor(
+        self, name: str | bytes, cursor_factory: None = None, withhold: bool = False, scrollable: bool | None = None
+    ) -> ServerCursor: ...
+    @overload
+    def cursor(
+        self,
+        name: str | bytes | None = None,
+        *,
+        cursor_factory: Callable[..., AnyCursor],
+        withhold: bool = False,
+        scrollable: bool | None = None,
+    ) -> AnyCursor: ...
+    @overload
+    def cursor(
+        self,
+        name: str | bytes | None,
+        cursor_factory: Callable[..., AnyCursor],
+        withhold: bool = False,
+        scrollable: bool | None = None,
+    ) -> AnyCursor: ...
+    def cursor(
+        self,
+        name: str | bytes | None = None,
+        cursor_factory: Callable[..., extensions.cursor] | None = None,
+        withhold: bool = False,
+        scrollable: bool | None = None,
     ) -> Any:
-        """A cursor, as psycopg2's: of `cursor_factory`, or else the connection's, with greenpg's methods under it."""
+        """A cursor, as psycopg2's: of `cursor_factory`, or else the connection's, with greenpg's methods under it.
+
+        With a `name` it is a server-side one, a `ServerCursor`. Doesn't suspend.
+        """
         factory = cursor_factory or _get_cursor_factory(self)
         if factory is None and name is None and not withhold and scrollable is None:
             return _new_cursor(self, None, self._client_cursor)
-        green = self._client_cursor if name is None else self._server_cursor
+        green: type = self._client_cursor if name is None else self._server_cursor
         if factory is not None and is_replication_cursor(factory):
             green = ReplicationCursor
         factory = green if factory is None else compose(factory, green)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, TypeVar
 
 import psycopg2
 from psycopg2 import extensions
@@ -13,6 +14,7 @@ from .bulk.copy_channel import end_stray_copy
 from .bulk.copy_file import FileCopyMixin
 from .bulk.executemany import run_pages
 from .bulk.fetchall import BIG_ROWS, fetch_in_turns, iterate_in_turns
+from .guarded_cursor import Params, Query, Row
 from .lazy_begin import execute_first
 from .rows import DictFetches
 
@@ -20,13 +22,14 @@ _cursor = extensions.cursor
 _execute = _cursor.execute
 _autocommit: Any = extensions.connection.autocommit.__get__  # type: ignore[attr-defined]
 _READY = extensions.STATUS_READY
-_query: Any = _cursor.query.__get__
 _fetchall = _cursor.fetchall
 _rowcount: Any = _cursor.rowcount.__get__
-_statusmessage: Any = _cursor.statusmessage.__get__
 
 
-class Cursor(DictFetches, FileCopyMixin, _cursor):
+S = TypeVar("S", bound="ServerCursor")
+
+
+class Cursor(DictFetches, FileCopyMixin):
     """psycopg2's cursor on a `greenpg.Connection`. Everything psycopg2 documents of cursors holds.
 
     While another task waits for the server on the same connection, `execute()` and its kin raise
@@ -34,17 +37,13 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
     kill, a timeout) cancels the statement and comes out unchanged; the connection can be used on after a rollback.
     """
 
-    connection: Any  # a Connection; psycopg2 makes no other with this class
-
-    #: (the message that was sent, how many bytes of it aren't the user's): see lazy_begin.py.
-    _prefixed: tuple[bytes, int] | None = None
-
-    #: (the query, row count and status) of the last `copy()` block or `executemany()`: psycopg2 saw a part of it only.
-    _copied: tuple[Any, int, str | None] | None = None
-
     # Calls go to psycopg2's C class directly: this class always stands just above it (see composing.py).
 
-    def execute(self, query: Any, vars: Any = None) -> None:
+    def execute(self, query: Query, vars: Params = None) -> None:
+        """Execute a statement, as psycopg2's: `vars` are merged into it. Suspends.
+
+        BEGIN is sent along with the first statement of a transaction.
+        """
         # `with gate.calling("execute"):` spelled out, because of its cost
         conn = self.connection
         gate = conn._gate
@@ -67,7 +66,7 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
             if gate.interruption is not None:
                 gate.leave(outer_call)
 
-    def copy(self, statement: Any, params: Any = None) -> Copy:
+    def copy(self, statement: Query, params: Params = None) -> Copy:
         """`with cur.copy("COPY ...") as copy`: a COPY whose data the program writes or reads by itself, as psycopg 3's.
 
         Entering the block runs the statement, with `params` merged into it as by `execute()`, and suspends. Raises
@@ -75,7 +74,7 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
         """
         return Copy(self, statement, params)
 
-    def executemany(self, query: Any, vars_list: Any) -> None:
+    def executemany(self, query: Query, vars_list: Iterable[Params]) -> None:
         """Run the statement with each row of arguments in turn, as psycopg2's, but in few round trips. Suspends.
 
         In a transaction the statements are sent by pages of up to 1000 rows or 1 MB, taken from `vars_list` (which may
@@ -94,48 +93,17 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
             name_by_sqlstate(error)
             raise error
 
-    def fetchall(self) -> list[Any]:
+    def fetchall(self) -> list[Row]:
         """The remaining rows, as psycopg2's. With 1000 rows or more it lets other tasks run every few milliseconds."""
         if _rowcount(self) < BIG_ROWS:
             return _fetchall(self)
         return fetch_in_turns(self)
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Row]:  # type: ignore[override]  # psycopg2's is always itself
         """Iterate over the remaining rows, as psycopg2's, letting other tasks run as `fetchall()` does."""
         return self if _rowcount(self) < BIG_ROWS else iterate_in_turns(self)
 
-    def _note_rowcount(self, rowcount: int) -> None:
-        self._copied = (_query(self), rowcount, _statusmessage(self))
-
-    def _note_copy(self, rowcount: int, statusmessage: str) -> None:
-        self._copied = (_query(self), rowcount, statusmessage)
-
-    def _hide_prefix(self, message: bytes, length: int) -> None:
-        self._prefixed = (message, length)
-
-    @property
-    def query(self) -> Any:
-        """The last statement that was sent, as bytes; as psycopg2's."""
-        query, prefixed = _query(self), self._prefixed
-        return query[prefixed[1] :] if prefixed is not None and prefixed[0] is query else query
-
-    @property
-    def rowcount(self) -> int:
-        """Number of rows of the last statement, as psycopg2's; -1 if there is none."""
-        copied = self._copied
-        if copied is not None and copied[0] is _query(self):
-            return copied[1]
-        return _rowcount(self)  # type: ignore[no-any-return]
-
-    @property
-    def statusmessage(self) -> str | None:
-        """What the server called the last statement, as "COPY 42"; as psycopg2's."""
-        copied = self._copied
-        if copied is not None and copied[0] is _query(self):
-            return copied[2]
-        return _statusmessage(self)  # type: ignore[no-any-return]
-
-    def callproc(self, procname: Any, parameters: Any = None, /) -> Any:
+    def callproc(self, procname: str | bytes, parameters: Params = None, /) -> None:
         """Call a stored procedure, as psycopg2's. Suspends."""
         with self.connection._gate.calling("callproc"):
             return _cursor.callproc(self, procname, parameters)
@@ -144,35 +112,35 @@ class Cursor(DictFetches, FileCopyMixin, _cursor):
 class ServerCursor(Cursor):
     """psycopg2's named cursor: its fetches talk to the server, so they are guarded as well."""
 
-    def execute(self, query: Any, vars: Any = None) -> None:
+    def execute(self, query: Query, vars: Params = None) -> None:
         """DECLARE the cursor, as psycopg2's, which begins a transaction if there is none. Suspends."""
         with self.connection._gate.calling("execute"):
             _execute(self, query, vars)
 
-    def fetchone(self) -> Any:
+    def fetchone(self) -> Row | None:
         """The next row, None if there is none. Suspends."""
         with self.connection._gate.calling("fetchone"):
             return _cursor.fetchone(self)
 
-    def fetchmany(self, size: int | None = None) -> list[Any]:
+    def fetchmany(self, size: int | None = None) -> list[Row]:
         """The next `size` rows (None: `arraysize`). Suspends."""
         with self.connection._gate.calling("fetchmany"):
             return _cursor.fetchmany(self, size)
 
-    def fetchall(self) -> list[Any]:
+    def fetchall(self) -> list[Row]:
         """The remaining rows. Suspends."""
         with self.connection._gate.calling("fetchall"):
             return _cursor.fetchall(self)
 
-    def scroll(self, value: int, mode: Any = "relative") -> None:
+    def scroll(self, value: int, mode: Literal["relative", "absolute"] = "relative") -> None:
         """Move to another row. Suspends."""
         with self.connection._gate.calling("scroll"):
             _cursor.scroll(self, value, mode)
 
-    def __iter__(self) -> Any:
+    def __iter__(self: S) -> S:
         return _cursor.__iter__(self)
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Row:
         with self.connection._gate.calling("__next__"):
             return _cursor.__next__(self)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
 from ..errors import DeadlineExceeded
 
@@ -50,21 +50,21 @@ class Deadlines:
 class DeadlineBlock:
     """`with conn.deadline(seconds):` all statements of the block, together, have that long."""
 
-    __slots__ = ("_conn", "ends_at", "seconds")
+    __slots__ = ("_deadlines", "ends_at", "seconds")
 
-    def __init__(self, conn: Any, seconds: float) -> None:
-        self._conn = conn
+    def __init__(self, deadlines: Callable[[], Deadlines], seconds: float) -> None:
+        self._deadlines = deadlines
         self.seconds = checked_seconds(seconds)
         self.ends_at = 0.0
 
     def __enter__(self) -> None:
         self.ends_at = time.monotonic() + self.seconds
-        self._conn._gate.made_deadlines().enter(self)
+        self._deadlines().enter(self)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._conn._gate.made_deadlines().leave(self)
+        self._deadlines().leave(self)
 
 
 def checked_seconds(seconds: float) -> float:

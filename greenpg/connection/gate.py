@@ -14,9 +14,10 @@ and `occupied()` because of their cost.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg2
+from psycopg2 import extensions
 
 from ..errors import ConnectionInUse, DeadlineExceeded
 from ..errors.sqlstate import name_by_sqlstate
@@ -35,6 +36,13 @@ class Occupant:
     def let_go(self) -> bool:
         """`close()` asks whether it may close the connection now; False if a task waits inside."""
         raise NotImplementedError
+
+
+class CopyDriver(Protocol):
+    """What moves the data of a COPY in the wait callback: a `FileCopy`."""
+
+    def run(self, conn: Any, waiter: FdWaiter, deadline: float | None) -> bool:
+        """False if the server isn't ready for it."""
 
 
 class BusyGate:
@@ -56,7 +64,7 @@ class BusyGate:
         #: None until a deadline is set for the first time.
         self.deadlines: Deadlines | None = None
         #: The copy_from() or its like that is under way, a `FileCopy`.
-        self.file_copy: Any = None
+        self.file_copy: CopyDriver | None = None
 
     # -- calls
 
@@ -106,7 +114,7 @@ class BusyGate:
         if occupant is None or self.owner is occupant:
             self.owner = None
 
-    def waiter_of(self, conn: Any) -> FdWaiter:
+    def waiter_of(self, conn: extensions.connection) -> FdWaiter:
         """The connection's waiter, made if there is none yet."""
         waiter = self.waiter
         if waiter is None:
@@ -137,7 +145,7 @@ class BusyGate:
         """Also those of blocks that nobody will leave."""
         self.deadlines = None
 
-    def copying(self, file_copy: Any) -> None:
+    def copying(self, file_copy: CopyDriver | None) -> None:
         """What the wait callback is to run when the server is ready for a COPY; None when it is over."""
         self.file_copy = file_copy
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import psycopg2
 from psycopg2 import extensions
-from psycopg2.extensions import Xid
+from psycopg2.extensions import Notify, Xid
 
-from ..driver import driver_status
+from ..driver import StatusWord, driver_status
 from ..errors import COMMITTED, ROLLED_BACK, UNKNOWN, note_commit_outcome
 from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import hub
@@ -29,7 +30,7 @@ Characteristic = bool | Literal["default", b"default"] | None
 C = TypeVar("C", bound="GuardedConnection")
 
 
-def _guarded_attribute(name: str, check: Any = None) -> Any:
+def _guarded_attribute(name: str, check: Callable[[GuardedConnection, str], None] | None = None) -> Any:
     """psycopg2's attribute, its setter guarded; it is one of those that a pool puts back."""
     descriptor = getattr(_connection, name)
 
@@ -63,6 +64,8 @@ class GuardedConnection(_connection):
     _is_entered = False
     #: A setting may have been changed that a pool puts back.
     _has_altered_settings = False
+    #: A replication stream was stopped on it: see replication.py.
+    _has_stopped_stream = False
 
     @functools.cached_property
     def _gate(self) -> BusyGate:
@@ -74,12 +77,12 @@ class GuardedConnection(_connection):
         return Blocks()
 
     @functools.cached_property
-    def _status_word(self) -> Any:
+    def _status_word(self) -> StatusWord | None:
         """psycopg2's `status`, to be written; None where that isn't possible: see driver.py."""
         return driver_status.word_of(self)
 
     #: psycopg2's own status, without a property of ours in between.
-    _driver_status = _c.status
+    _driver_status: int = _c.status
 
     @property
     def status(self) -> int:
@@ -90,12 +93,13 @@ class GuardedConnection(_connection):
     # -- settings
 
     autocommit: bool = _guarded_attribute("autocommit", check=forbid_autocommit_inside)
-    isolation_level = _guarded_attribute("isolation_level")
-    readonly = _guarded_attribute("readonly")
-    deferrable = _guarded_attribute("deferrable")
-    cursor_factory = _noted_attribute("cursor_factory")
-    notices = _noted_attribute("notices")
-    notifies = _noted_attribute("notifies")
+    if not TYPE_CHECKING:  # they take more than they give, as psycopg2's type stubs say
+        isolation_level = _guarded_attribute("isolation_level")
+        readonly = _guarded_attribute("readonly")
+        deferrable = _guarded_attribute("deferrable")
+    cursor_factory: Callable[..., extensions.cursor] | None = _noted_attribute("cursor_factory")  # type: ignore[assignment]
+    notices: list[str] = _noted_attribute("notices")
+    notifies: list[Notify] = _noted_attribute("notifies")
 
     def set_session(
         self,
@@ -143,6 +147,9 @@ class GuardedConnection(_connection):
             finally:
                 if self._driver_status != status_before:
                     self._transactions_ended += 1
+
+    def _note_stopped_stream(self) -> None:
+        self._has_stopped_stream = True
 
     def _settings(self) -> SessionSettings:
         """What a pool notes, in order to put it back with `_put_back()`."""

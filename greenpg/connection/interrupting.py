@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
 import psycopg2
 from psycopg2 import extensions
@@ -18,6 +18,7 @@ from psycopg2 import extensions
 from ..errors import DeadlineExceeded, is_interruption, set_attribute
 from ..hubs import FdWaiter
 from .cancel import request_cancel, shut_down
+from .guarded_connection import GuardedConnection
 
 logger = logging.getLogger("greenpg.connection")
 
@@ -48,7 +49,7 @@ class Running(Protocol):
         """Wait for more to come, or for the time. Suspends."""
 
 
-def end_on_server(conn: Any, running: Running, give_up_at: float, *, cancels: bool = True) -> None:
+def end_on_server(conn: GuardedConnection, running: Running, give_up_at: float, *, cancels: bool = True) -> None:
     """Bring it to its end, by cancel requests or (`cancels` false) by waiting. Suspends until `give_up_at` at most.
 
     Raises `psycopg2.OperationalError` if it isn't over then, or if a request may still be under way: in both cases the
@@ -84,7 +85,7 @@ class _Statement:
 
     what = "the statement"
 
-    def __init__(self, conn: Any, waiter: FdWaiter) -> None:
+    def __init__(self, conn: GuardedConnection, waiter: FdWaiter) -> None:
         self._conn = conn
         self._waiter = waiter
         self._state = extensions.POLL_OK
@@ -98,7 +99,7 @@ class _Statement:
         return wait(until)
 
 
-def interrupt(conn: Any, waiter: FdWaiter, exception: BaseException) -> None:
+def interrupt(conn: GuardedConnection, waiter: FdWaiter, exception: BaseException) -> None:
     """Bring the statement under way to its end. Called in the wait callback; suspends.
 
     Returns if the connection is kept: the call raises the exception when it leaves the gate. Otherwise raises, which
@@ -130,7 +131,7 @@ def note_first(second: BaseException, first: BaseException) -> None:
         set_attribute(second, "__context__", first)
 
 
-def cancel_unheeded(conn: Any) -> None:
+def cancel_unheeded(conn: extensions.connection) -> None:
     """Cancel what runs on a connection that is going to be closed. Suspends; its own errors are logged only."""
     try:
         request_cancel(conn, end_deadline())
@@ -140,7 +141,7 @@ def cancel_unheeded(conn: Any) -> None:
         logger.warning("could not cancel the statement on %s, which is closed: %s", conn, error)
 
 
-def cut_off(conn: Any) -> None:
+def cut_off(conn: GuardedConnection) -> None:
     """Close a connection on which something could not be brought to its end. Doesn't suspend."""
     shut_down(conn)
     conn._gate.vacate()

@@ -17,7 +17,9 @@ import psycopg2
 from psycopg2 import extensions, sql
 
 from .. import libpq
-from ..driver import driver_status
+from ..driver import StatusWord, driver_status
+from .guarded_connection import GuardedConnection
+from .guarded_cursor import GuardedCursor, Params, Query
 from .server_errors import renumbered, text_codec
 
 _connection: Any = extensions.connection
@@ -58,7 +60,7 @@ class _Unadaptable:
     """psycopg2 refuses it before it sends anything."""
 
 
-def execute_first(conn: Any, cur: Any, query: Any, vars: Any) -> None:
+def execute_first(conn: GuardedConnection, cur: GuardedCursor, query: Query, vars: Params) -> None:
     """`psycopg2.extensions.cursor.execute(cur, query, vars)` on a connection that is READY and not in autocommit, with
     BEGIN in front of the statement where that can be done. Suspends.
     """
@@ -99,7 +101,7 @@ def execute_first(conn: Any, cur: Any, query: Any, vars: Any) -> None:
     return _execute(cur, statement)
 
 
-def _merged(conn: Any, cur: Any, query: Any, vars: Any) -> bytes | None:
+def _merged(conn: GuardedConnection, cur: GuardedCursor, query: Query, vars: Params) -> bytes | None:
     """The statement as it is sent. None: psycopg2 is to find that it can't be."""
     if isinstance(query, sql.Composable):
         query = query.as_string(cur)
@@ -118,7 +120,7 @@ def _merged(conn: Any, cur: Any, query: Any, vars: Any) -> bytes | None:
         raise
 
 
-def _has_run_nothing(conn: Any, error: BaseException) -> bool:
+def _has_run_nothing(conn: GuardedConnection, error: BaseException) -> bool:
     """The server is idle after an error in a message that began with BEGIN: has it refused the whole message?
 
     It has if it couldn't parse it. A message that was cancelled, before or in BEGIN, is not to be sent again.
@@ -128,7 +130,7 @@ def _has_run_nothing(conn: Any, error: BaseException) -> bool:
     return error.pgcode not in (None, _QUERY_CANCELED)
 
 
-def begin_of(conn: Any) -> bytes:
+def begin_of(conn: GuardedConnection) -> bytes:
     """The BEGIN that psycopg2 would send."""
     isolation_level, readonly, deferrable = _isolation_level(conn), _readonly(conn), _deferrable(conn)
     if isolation_level is readonly is deferrable is None:
@@ -144,7 +146,7 @@ def begin_of(conn: Any) -> bytes:
     )
 
 
-def _prove_status(conn: Any, cur: Any, query: Any, vars: Any, word: Any) -> None:
+def _prove_status(conn: GuardedConnection, cur: GuardedCursor, query: Query, vars: Params, word: StatusWord) -> None:
     """psycopg2 begins by itself once, to see whether its status is where it is thought to be."""
     try:
         _execute(cur, query, vars)
@@ -153,7 +155,7 @@ def _prove_status(conn: Any, cur: Any, query: Any, vars: Any, word: Any) -> None
             driver_status.prove(conn, word)
 
 
-def _point_into_statement(conn: Any, error: psycopg2.Error, prefix_length: int) -> None:
+def _point_into_statement(conn: GuardedConnection, error: psycopg2.Error, prefix_length: int) -> None:
     """Make the error point into the user's statement, which begins in the second line of what was sent."""
     if driver_status.move_error_back(error, prefix_length):
         text, pgerror = (renumbered(text.encode(), 1).decode() for text in (str(error), error.pgerror or ""))
@@ -161,13 +163,13 @@ def _point_into_statement(conn: Any, error: psycopg2.Error, prefix_length: int) 
         libpq.overwrite_error_message(conn.pgconn_ptr, pgerror.encode(text_codec(conn), "replace"))
 
 
-def execute_alone(conn: Any, cur: Any, query: Any, vars: Any) -> None:
+def execute_alone(conn: GuardedConnection, cur: GuardedCursor, query: Query, vars: Params) -> None:
     """`cur.execute(query, vars)` as if in autocommit: committed by itself, in one round trip. Suspends.
 
     The connection is READY, and psycopg2 would put nothing but BEGIN in front.
     """
     if _autocommit(conn):
-        return cur.execute(query, vars)  # type: ignore[no-any-return]
+        return cur.execute(query, vars)
     word = conn._status_word
     if word is None or not driver_status.is_proven:
         conn._set_session(autocommit=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import IO, Any
+from typing import IO, Any, TypeVar, overload
 
 import psycopg2
 from psycopg2 import extensions
@@ -10,10 +10,12 @@ from psycopg2 import extensions
 from ..errors import is_interruption
 from .composing import compose
 from .cursor import Cursor
+from .guarded_connection import GuardedConnection
 from .server_errors import text_codec
 
 _connection = extensions.connection
 _lobject = extensions.lobject
+AnyLargeObject = TypeVar("AnyLargeObject", bound=extensions.lobject)
 _INV_READ, _INV_WRITE = 0x40000, 0x20000
 
 #: What is read or written by one statement. The server sends and takes it as hexadecimal text, twice as long.
@@ -30,7 +32,12 @@ class LargeObject(_lobject):
 
     # psycopg2's own __init__ is never called: it would talk to the server, blocking.
     def __init__(
-        self, conn: Any, oid: int = 0, mode: str | None = "", new_oid: int = 0, new_file: str | None = None
+        self,
+        conn: GuardedConnection,
+        oid: int = 0,
+        mode: str | None = "",
+        new_oid: int = 0,
+        new_file: str | None = None,
     ) -> None:
         self._fd = -1
         self._conn = conn
@@ -211,9 +218,32 @@ def _parse_mode(mode: str) -> tuple[int, bool]:
     return flags, rest != "b"
 
 
-class LargeObjectMixin:
+class LargeObjectMixin(GuardedConnection):
     """`lobject()`, for `Connection`."""
 
+    @overload  # type: ignore[override]  # the class of the large object is more exact here
+    def lobject(
+        self, oid: int = 0, mode: str | None = "", new_oid: int = 0, new_file: str | None = None
+    ) -> LargeObject: ...
+    @overload
+    def lobject(
+        self,
+        oid: int = 0,
+        mode: str | None = "",
+        new_oid: int = 0,
+        new_file: str | None = None,
+        *,
+        lobject_factory: type[AnyLargeObject],
+    ) -> AnyLargeObject: ...
+    @overload
+    def lobject(
+        self,
+        oid: int,
+        mode: str | None,
+        new_oid: int,
+        new_file: str | None,
+        lobject_factory: type[AnyLargeObject],
+    ) -> AnyLargeObject: ...
     def lobject(
         self,
         oid: int = 0,
@@ -228,17 +258,16 @@ class LargeObjectMixin:
         `psycopg2.OperationalError` if there is none with that OID, or one already with `new_oid`; ProgrammingError
         outside of a transaction.
         """
-        conn: Any = self
-        conn._gate.make_way("lobject")
+        self._gate.make_way("lobject")
         try:
             # psycopg2 checks the arguments and the state. Without a wait callback it does it all.
-            return _connection.lobject(conn, oid, mode, new_oid, new_file, lobject_factory)
+            return _connection.lobject(self, oid, mode, new_oid, new_file, lobject_factory)
         except psycopg2.ProgrammingError as error:
             if "asynchronous callback" not in str(error):
                 raise
-        if conn.status == extensions.STATUS_PREPARED:
+        if self.status == extensions.STATUS_PREPARED:
             raise psycopg2.ProgrammingError("lobject cannot be used with a prepared two-phase transaction")
-        lobject = compose(lobject_factory, LargeObject)(conn, oid, mode, new_oid, new_file)
+        lobject = compose(lobject_factory, LargeObject)(self, oid, mode, new_oid, new_file)
         if not isinstance(lobject, _lobject):
             raise TypeError("lobject factory must be subclass of psycopg2.extensions.lobject")
         return lobject

@@ -28,6 +28,7 @@ from ..errors import is_interruption
 from ..hubs import hub
 from .bulk.pacing import SHORTEST_PAUSE
 from .cursor import Cursor
+from .guarded_connection import GuardedConnection
 from .interrupting import cut_off, end_deadline
 from .server_errors import error_of, text_codec
 
@@ -75,7 +76,8 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
 
     def _start(self, command: Any, decode: bool, status_interval: float) -> None:
         conn = self.connection
-        if conn._has_stopped_stream and conn.replication_type == _psycopg.REPLICATION_LOGICAL:
+        logical = _psycopg.REPLICATION_LOGICAL
+        if conn._has_stopped_stream and conn.replication_type == logical:  # type: ignore[attr-defined]
             # PostgreSQL (to 18 at least) never resets the flags by which it ended the first stream.
             raise psycopg2.NotSupportedError(
                 "the server ends a second logical stream on one connection at once: make a new connection for it"
@@ -253,7 +255,7 @@ def _without_callback(function: Callable[[], Any]) -> Any:
         raise
 
 
-def _end_stream(conn: Any, deadline: float) -> None:
+def _end_stream(conn: GuardedConnection, deadline: float) -> None:
     pgconn = conn.pgconn_ptr
     waiter = conn._gate.waiter_of(conn)
     if libpq.function("PQputCopyEnd")(pgconn, None) != 1:
@@ -276,7 +278,7 @@ def _end_stream(conn: Any, deadline: float) -> None:
     _read_results(conn, deadline)
 
 
-def _read_results(conn: Any, deadline: float) -> None:
+def _read_results(conn: GuardedConnection, deadline: float) -> None:
     """What the server says when the stream has ended."""
     if conn.closed:
         return

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .guarded_cursor import GuardedCursor
+
 
 class RowDict(dict[str, Any]):
     """A row as a dict in the order of its columns; a column is an attribute, too: `row["now"]` is `row.now`.
@@ -28,10 +30,10 @@ class RowDict(dict[str, Any]):
             raise AttributeError(f"the row has no column {name!r}") from None
 
 
-class DictFetches:
+class DictFetches(GuardedCursor):
     """What `Cursor` has beyond psycopg2's fetches."""
 
-    def fetchone_dict(self: Any) -> RowDict | None:
+    def fetchone_dict(self) -> RowDict | None:
         """The next row as a `RowDict`, None after the last. Of columns of the same name the last counts.
 
         Suspends and raises as `fetchone()` does.
@@ -39,15 +41,15 @@ class DictFetches:
         row = self.fetchone()
         return None if row is None else RowDict(zip(_column_names(self), _values(row), strict=True))
 
-    def fetchall_dict(self: Any) -> list[RowDict]:
+    def fetchall_dict(self) -> list[RowDict]:
         """The remaining rows as `RowDict`s. Suspends and raises as `fetchall()` does."""
         rows = self.fetchall()
         names = _column_names(self)
         return [RowDict(zip(names, _values(row), strict=True)) for row in rows]
 
 
-def _column_names(cursor: Any) -> list[str]:
-    return [column[0] for column in cursor.description]
+def _column_names(cursor: GuardedCursor) -> list[str]:
+    return [column[0] for column in cursor.description or ()]
 
 
 def _values(row: Any) -> Iterable[Any]:

@@ -11,7 +11,7 @@ import psycopg2
 from psycopg2 import _psycopg, extensions
 
 from .. import libpq
-from ..errors import SQLSTATE_CLASSES
+from ..errors.sqlstate import SQLSTATE_CLASSES
 
 _classes_by_sqlstate: dict[str, type[psycopg2.Error]] = _psycopg.sqlstate_errors
 
@@ -24,12 +24,14 @@ class Diagnostics:
             setattr(self, name, fields.get(name))
 
 
-def text_codec(conn: Any) -> str:
+def text_codec(conn: extensions.connection) -> str:
     """Python's name for the connection's client encoding."""
     return extensions.encodings[conn.encoding]
 
 
-def error_of(result: libpq.Result, conn: Any, cursor: Any = None) -> psycopg2.Error:
+def error_of(
+    result: libpq.Result, conn: extensions.connection, cursor: extensions.cursor | None = None
+) -> psycopg2.Error:
     """The exception that psycopg2 would raise for a result with the status FATAL_ERROR."""
     codec = text_codec(conn)
     fields = {name: value.decode(codec, "replace") for name, value in result.diagnostics.items()}

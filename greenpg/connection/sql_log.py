@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from .connection import Connection
 from .cursor import Cursor, ServerCursor
+from .guarded_cursor import Params, Query
 
 sql_logger = logging.getLogger("greenpg.sql")
 notice_logger = logging.getLogger("greenpg.notices")
@@ -52,21 +54,21 @@ class SqlLog:
         self.logger = logger
         self.notice_logger = notice_logger
 
-    def __call__(self, conn: Any) -> None:
+    def __call__(self, conn: Connection) -> None:
         """Log what cursors do that are made on this connection from now on. Doesn't suspend."""
         conn._attach_log(self, LoggedCursor, LoggedServerCursor)
         if self.notices:
             conn.notices = NoticeList(conn.notices)
 
-    def detach(self, conn: Any) -> None:
+    def detach(self, conn: Connection) -> None:
         """Log this connection no longer. Doesn't suspend."""
         conn._attach_log(None)
         conn.notices = list(conn.notices)
 
-    def before(self, cursor: Any, statement: Any, parameters: Any) -> None:
+    def before(self, cursor: Cursor, statement: Query, parameters: Params | Iterable[Params]) -> None:
         """Called before a statement is sent."""
 
-    def after(self, cursor: Any, statement: Any, parameters: Any, seconds: float) -> None:
+    def after(self, cursor: Cursor, statement: Query, parameters: Params | Iterable[Params], seconds: float) -> None:
         """Called when a statement has succeeded."""
         if self.slower_than is not None and seconds > self.slower_than:
             level, prefix = logging.WARNING, "slow statement: "
@@ -84,7 +86,14 @@ class SqlLog:
                 self.shown(cursor, statement, parameters),
             )
 
-    def failed(self, cursor: Any, statement: Any, parameters: Any, seconds: float, error: BaseException) -> None:
+    def failed(
+        self,
+        cursor: Cursor,
+        statement: Query,
+        parameters: Params | Iterable[Params],
+        seconds: float,
+        error: BaseException,
+    ) -> None:
         """Called when a statement has raised."""
         if self.statements and self.logger.isEnabledFor(logging.DEBUG):
             self.logger.debug(
@@ -99,7 +108,7 @@ class SqlLog:
         """Called for each notice of the server."""
         self.notice_logger.info("%s", text)
 
-    def shown(self, cursor: Any, statement: Any, parameters: Any) -> str:
+    def shown(self, cursor: Cursor, statement: Query, parameters: Params | Iterable[Params]) -> str:
         """The statement's text for the log; with its parameters only if they are to be shown."""
         if self.parameters and parameters is not None and cursor.query:
             return str(cursor.query.decode(errors="replace"))
@@ -107,7 +116,7 @@ class SqlLog:
             return str(statement.as_string(cursor))
         return statement.decode(errors="replace") if isinstance(statement, bytes) else str(statement)
 
-    def log_notices(self, conn: Any) -> None:
+    def log_notices(self, conn: Connection) -> None:
         """Log the connection's notices since the last time. Called after each statement; those of a COMMIT stay until
         the next one, or until this is called."""
         if isinstance(conn.notices, NoticeList):
@@ -132,19 +141,19 @@ class NoticeList(list[str]):
         return new
 
 
-class _LoggedStatements:
+class _LoggedStatements(Cursor):
     """A cursor whose connection has a log."""
 
-    connection: Any
+    connection: Connection
 
-    def execute(self, query: Any, vars: Any = None) -> Any:
-        return self._log("execute", query, vars)
+    def execute(self, query: Query, vars: Params = None) -> None:
+        self._log("execute", query, vars)
 
-    def executemany(self, query: Any, vars_list: Any) -> Any:
-        return self._log("executemany", query, vars_list)
+    def executemany(self, query: Query, vars_list: Iterable[Params]) -> None:
+        self._log("executemany", query, vars_list)
 
-    def callproc(self, procname: Any, parameters: Any = None) -> Any:
-        return self._log("callproc", procname, parameters)
+    def callproc(self, procname: str | bytes, parameters: Params = None) -> None:
+        self._log("callproc", procname, parameters)
 
     def _log(self, name: str, statement: Any, parameters: Any) -> Any:
         call = getattr(super(), name)
@@ -166,7 +175,7 @@ class _LoggedStatements:
             log.log_notices(self.connection)
 
 
-class LoggedCursor(_LoggedStatements, Cursor):
+class LoggedCursor(_LoggedStatements):
     """`Cursor` of a connection with a log."""
 
 

@@ -4,22 +4,40 @@ from __future__ import annotations
 
 import logging
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 import psycopg2
 import psycopg2.errors
 from psycopg2 import extensions
 
 from ..errors import ROLLED_BACK, UNKNOWN, is_interruption, note_commit_outcome
-
-if TYPE_CHECKING:
-    from .connection import Connection
+from .guarded_connection import GuardedConnection
 
 logger = logging.getLogger("greenpg.connection")
 
 _autocommit: Any = extensions.connection.autocommit.__get__  # type: ignore[attr-defined]
 _READY, _BEGIN = extensions.STATUS_READY, extensions.STATUS_BEGIN
 _IDLE, _INERROR = extensions.TRANSACTION_STATUS_IDLE, extensions.TRANSACTION_STATUS_INERROR
+
+C = TypeVar("C", bound=GuardedConnection)
+
+#: By name, or one of psycopg2's ISOLATION_LEVEL constants.
+IsolationLevel = (
+    Literal["READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
+    | Literal["read uncommitted", "read committed", "repeatable read", "serializable"]
+    | int
+)
+
+
+class TransactionOptions(TypedDict, total=False):
+    """The keywords of `Connection.transaction()`."""
+
+    savepoint_name: str | None
+    force_rollback: bool
+    isolation_level: IsolationLevel | None
+    readonly: bool | None
+    deferrable: bool | None
+
 
 _ISOLATION_LEVELS = {
     extensions.ISOLATION_LEVEL_READ_UNCOMMITTED: "READ UNCOMMITTED",
@@ -29,28 +47,31 @@ _ISOLATION_LEVELS = {
 }
 
 
+T = TypeVar("T", bound="Transaction[Any]")
+
+
 class Rollback(Exception):
     """Raised in a transaction block, it rolls the block back, and ends it without an error.
 
     `raise Rollback(transaction)` leaves all blocks up to that one, which is what `conn.transaction()` gave.
     """
 
-    def __init__(self, transaction: Transaction | None = None) -> None:
+    def __init__(self, transaction: Transaction[Any] | None = None) -> None:
         super().__init__(transaction)
         self.transaction = transaction
 
 
-class Transaction:
+class Transaction(Generic[C]):
     """See `Connection.transaction()`."""
 
     __slots__ = ("_characteristics", "_conn", "_force_rollback", "_is_used", "_savepoint", "_session_before")
 
     def __init__(
         self,
-        conn: Connection,
+        conn: C,
         savepoint_name: str | None = None,
         force_rollback: bool = False,
-        isolation_level: int | str | None = None,
+        isolation_level: IsolationLevel | None = None,
         readonly: bool | None = None,
         deferrable: bool | None = None,
     ) -> None:
@@ -62,7 +83,7 @@ class Transaction:
         self._session_before: tuple[Any, Any, Any, bool] | None = None
 
     @property
-    def connection(self) -> Connection:
+    def connection(self) -> C:
         """Of which it is a transaction."""
         return self._conn
 
@@ -71,7 +92,7 @@ class Transaction:
         """None for an outermost block, which has no savepoint."""
         return self._savepoint
 
-    def __enter__(self) -> Transaction:
+    def __enter__(self: T) -> T:
         conn = self._conn
         if self._is_used:
             raise TypeError("transaction blocks can be used only once: call transaction() again")
@@ -87,14 +108,14 @@ class Transaction:
         return self
 
     @staticmethod
-    def _is_outermost(conn: Connection) -> bool:
+    def _is_outermost(conn: GuardedConnection) -> bool:
         if conn._blocks or conn._is_entered or conn.get_transaction_status() != _IDLE:
             return False
         if conn._driver_status == _BEGIN:  # somebody executed a COMMIT, which psycopg2 doesn't know of
             conn.rollback()
         return True
 
-    def _set_session(self, conn: Connection) -> None:
+    def _set_session(self, conn: GuardedConnection) -> None:
         """What psycopg2 puts into its BEGIN is, for this block, what the block says. Suspends on an autocommit
         connection with settings only."""
         is_autocommit = bool(_autocommit(conn))
@@ -104,7 +125,7 @@ class Transaction:
         conn._set_session(*self._characteristics, autocommit=False)
         self._session_before = before
 
-    def _restore_session(self, conn: Connection) -> None:
+    def _restore_session(self, conn: GuardedConnection) -> None:
         if self._session_before is None or conn.closed or conn._driver_status != _READY:
             return
         isolation_level, readonly, deferrable, was_autocommit = self._session_before
@@ -117,7 +138,7 @@ class Transaction:
             was_autocommit,
         )
 
-    def _begin_nested(self, conn: Connection) -> None:
+    def _begin_nested(self, conn: GuardedConnection) -> None:
         if self._characteristics != (None, None, None):
             raise psycopg2.ProgrammingError(
                 "isolation_level, readonly and deferrable can be set for an outermost transaction block only"
@@ -161,7 +182,7 @@ class Transaction:
         finally:
             self._restore_session(conn)
 
-    def _end_nested(self, conn: Connection, commit: bool) -> None:
+    def _end_nested(self, conn: GuardedConnection, commit: bool) -> None:
         if conn.closed:
             if commit:
                 raise _closed()
@@ -173,7 +194,7 @@ class Transaction:
             raise _failed("rolled back to its beginning instead")
 
 
-def end_transaction(conn: Connection, commit: bool) -> bool:
+def end_transaction(conn: GuardedConnection, commit: bool) -> bool:
     """The end of a block: commit, or roll back, psycopg2's transaction. Suspends if there is one. Was it committed?
 
     Raises `psycopg2.errors.InFailedSqlTransaction` if a transaction in error, which the server can only roll back, was

@@ -79,7 +79,7 @@ def make_wait_callback(wait_hub: Hub) -> Callable[[Any], None]:
     return wait_callback
 
 
-def _wait_for_foreign(conn: Any, wait_hub: Hub) -> None:
+def _wait_for_foreign(conn: extensions.connection, wait_hub: Hub) -> None:
     """Wait for a connection that isn't a `Connection`. Interrupted, it is closed, but its statement is cancelled."""
     try:
         wait_by_poll(conn, wait_hub)
@@ -90,7 +90,7 @@ def _wait_for_foreign(conn: Any, wait_hub: Hub) -> None:
         raise
 
 
-def wait(conn: Any, timeout: float | None = None) -> None:
+def wait(conn: extensions.connection, timeout: float | None = None) -> None:
     """Wait, by the hub, until an asynchronous connection is connected, or its query answered. Suspends.
 
         conn = greenpg.connect(dsn, async_=True)
@@ -114,7 +114,7 @@ def wait(conn: Any, timeout: float | None = None) -> None:
     return None
 
 
-def wait_by_poll(conn: Any, wait_hub: Hub, timeout: float | None = None) -> None:
+def wait_by_poll(conn: extensions.connection, wait_hub: Hub, timeout: float | None = None) -> None:
     """Wait for a connection of which nothing can be kept from wait to wait: a foreign one, or one that is connecting.
 
     While it connects, libpq may close its socket and get the same number for the next one, to another host. A

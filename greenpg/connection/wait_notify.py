@@ -9,13 +9,15 @@ import psycopg2
 from psycopg2 import extensions
 from psycopg2.extensions import Notify
 
+from .guarded_connection import GuardedConnection
+
 _IN_TRANSACTION = frozenset({extensions.TRANSACTION_STATUS_INTRANS, extensions.TRANSACTION_STATUS_INERROR})
 
 
-class NotifyWaits:
+class NotifyWaits(GuardedConnection):
     """The part of `Connection` that waits for notifications."""
 
-    def wait_notify(self: Any, timeout: float | None = None) -> Notify | None:
+    def wait_notify(self, timeout: float | None = None) -> Notify | None:
         """The oldest notification in `conn.notifies`, taken out of it; suspends until there is one.
 
         LISTEN first, with `autocommit` on (or commit). Waits for at most `timeout` seconds (None, the default: no

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import psycopg2
 import psycopg2.errors
 
 from . import sqlstate
-from .sqlstate import *  # noqa: F403 - its __all__ is added to this one
+
+if TYPE_CHECKING:
+    from .sqlstate import *  # noqa: F403 - its __all__ is added to this one
 
 __all__ = [
     "COMMITTED",
@@ -27,6 +31,20 @@ __all__ = [
     "safe_to_retry",
 ]
 __all__ += sqlstate.__all__
+
+if not TYPE_CHECKING:  # to a type checker it would be a promise that every name is there
+
+    def __getattr__(name: str) -> object:
+        if name not in sqlstate.__all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        sqlstate.insert_classes()
+        globals().update({name: getattr(sqlstate, name) for name in sqlstate.__all__})
+        return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 #: What `commit_outcome()` says.
 COMMITTED, ROLLED_BACK, UNKNOWN = "committed", "rolled back", "unknown"
@@ -93,7 +111,8 @@ class PoolClosed(psycopg2.OperationalError):
 
 
 class PoolTimeout(psycopg2.OperationalError):
-    """No connection became free in time. The text says what the pool's connections were doing.
+    """No connection became free in time. The text says what the pool's connections were doing; if connecting
+    failed, the last error is the `__cause__`.
 
     Fields: `size`, how many there are; `lent`, how many of them are lent; `waiting`, how many requests still wait.
     """

@@ -5,9 +5,9 @@ between the exceptions of `psycopg2.errors` and the DB-API's; the very exception
 
     psycopg2.errors.UniqueViolation -> errors.IntegrityConstraintViolation -> psycopg2.IntegrityError
 
-That is done by giving psycopg2's exceptions another base class, when this file is imported and not in `patch()`: an
-`except` clause that silently catches nothing until somebody has patched would be a trap. psycopg2's classes stay the
-same objects under the same names, so `psycopg2.errors.lookup()`, pickles and references taken earlier hold.
+That is done by giving psycopg2's exceptions another base class, when a name of `greenpg.errors` is asked for the first
+time: nobody can write the `except` clause before that, and who never does keeps psycopg2 as it is. psycopg2's classes
+stay the same objects under the same names, so `psycopg2.errors.lookup()`, pickles and references taken earlier hold.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ SQLSTATE_CLASSES: dict[str, type[psycopg2.DatabaseError]] = {}
 
 def _sqlstate_class(code: str) -> Callable[[_Class], _Class]:
     def register(cls: _Class) -> _Class:
+        cls.__module__ = "greenpg.errors"  # where everybody, pickle included, is to find it
         SQLSTATE_CLASSES[code] = cls
         return cls
 
@@ -302,16 +303,15 @@ class InternalError(psycopg2.InternalError):
     """Class XX. A bug in the server, or corrupted data."""
 
 
-def _insert_classes() -> None:
+def insert_classes() -> None:
+    """Put the classes among the bases of psycopg2's exceptions. Harmless when they are."""
     for code, error_class in sqlstate_errors.items():
         sqlstate_class = SQLSTATE_CLASSES.get(code[:2])
+        bases = error_class.__bases__
         if sqlstate_class is not None and not issubclass(error_class, sqlstate_class):
-            (base,) = error_class.__bases__
+            (base,) = bases
             # QueryCanceled alone has a base of its own among the errors of its class.
             error_class.__bases__ = (sqlstate_class,) if base in sqlstate_class.__mro__ else (base, sqlstate_class)
-
-
-_insert_classes()
 
 
 def name_by_sqlstate(error: psycopg2.Error) -> None:

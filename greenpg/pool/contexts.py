@@ -8,18 +8,21 @@ import random
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import psycopg2
 import psycopg2.errors
 
+from ..connection.connection import AnyCursor, Connection
+from ..connection.guarded_cursor import Params, Query
 from ..connection.lazy_begin import execute_alone
-from ..connection.transaction import end_transaction
+from ..connection.transaction import Transaction, TransactionOptions, end_transaction
 from ..errors import COMMITTED, ROLLED_BACK, UNKNOWN, commit_outcome, is_interruption, note_commit_outcome
 from ..hubs import hub
 from .core import PoolCore
 from .health import READY
 from .lending import lend
+from .options import ConnT
 from .returning import give_back, note_error
 from .slot import Slot
 
@@ -32,7 +35,7 @@ _FIRST_DELAY = 0.005
 _LONGEST_DELAY = 1.0
 
 
-class ConnectionContext:
+class ConnectionContext(Generic[ConnT]):
     """Lends a connection for a block: commits at its end, rolls back if it raises, and returns it in any case."""
 
     __slots__ = ("_core", "_lent_at", "_slot", "_timeout")
@@ -41,10 +44,10 @@ class ConnectionContext:
         self._core = core
         self._timeout = timeout
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> ConnT:
         self._slot = slot = lend(self._core, self._timeout)
         self._lent_at = slot.lent_at
-        return slot.conn
+        return slot.conn  # type: ignore[return-value]
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -58,17 +61,19 @@ class ConnectionContext:
             finish(self._core, slot, exc)
 
 
-class CursorContext:
+class CursorContext(Generic[AnyCursor]):
     """Lends a cursor in a transaction of its own: commits at the end, rolls back if the block raises."""
 
     __slots__ = ("_core", "_cursor", "_cursor_factory", "_lent_at", "_slot", "_timeout")
 
-    def __init__(self, core: PoolCore, cursor_factory: Any, timeout: float | None) -> None:
+    _cursor: Any
+
+    def __init__(self, core: PoolCore, cursor_factory: Callable[..., AnyCursor] | None, timeout: float | None) -> None:
         self._core = core
         self._cursor_factory = cursor_factory
         self._timeout = timeout
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> AnyCursor:
         self._slot = slot = lend(self._core, self._timeout)
         self._lent_at = slot.lent_at
         conn = slot.conn
@@ -79,7 +84,7 @@ class CursorContext:
             raise
         if not conn.autocommit:
             conn._blocks.append(self)
-        return cursor
+        return cursor  # type: ignore[return-value]
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -95,20 +100,20 @@ class CursorContext:
             cursor.close()
 
 
-class TransactionContext(ConnectionContext):
+class TransactionContext(ConnectionContext[ConnT]):
     """Lends a connection for a transaction block, `conn.transaction()`."""
 
     __slots__ = ("_options", "_transaction")
 
-    def __init__(self, core: PoolCore, timeout: float | None, options: dict[str, Any]) -> None:
+    def __init__(self, core: PoolCore, timeout: float | None, options: TransactionOptions) -> None:
         super().__init__(core, timeout)
         self._options = options
-        self._transaction: Any = None
+        self._transaction: Transaction[Connection] | None = None
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> ConnT:
         conn = super().__enter__()
         try:
-            self._transaction = conn.transaction(**self._options)
+            self._transaction = conn.transaction(**self._options)  # type: ignore[attr-defined]
             self._transaction.__enter__()
         except BaseException:
             super().__exit__(*sys.exc_info())
@@ -119,7 +124,7 @@ class TransactionContext(ConnectionContext):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         transaction, self._transaction = self._transaction, None
-        if self._slot.lent_at != self._lent_at:
+        if transaction is None or self._slot.lent_at != self._lent_at:
             return False
         try:
             is_settled: bool = transaction.__exit__(exc_type, exc, traceback)
@@ -158,7 +163,7 @@ def finish(core: PoolCore, slot: Slot, exc: BaseException | None) -> None:
 
 
 def run_repeatedly(
-    core: PoolCore, function: Callable[[Any], T], attempts: int, timeout: float | None, options: dict[str, Any]
+    core: PoolCore, function: Callable[[ConnT], T], attempts: int, timeout: float | None, options: TransactionOptions
 ) -> T | None:
     """`pool.run()`. Between two attempts the connection is free for others."""
     if attempts < 1:
@@ -166,7 +171,8 @@ def run_repeatedly(
     delay = _FIRST_DELAY
     for attempt in range(1, attempts + 1):
         try:
-            with TransactionContext(core, timeout, options) as conn:
+            block: TransactionContext[ConnT] = TransactionContext(core, timeout, options)
+            with block as conn:
                 return function(conn)
             return None  # a Rollback has ended the block
         except _REPEATABLE as error:
@@ -182,7 +188,7 @@ def run_repeatedly(
 
 
 def run_one_shot(
-    core: PoolCore, query: Any, vars: Any, fetch: Callable[[Any], T], cursor_factory: Any, timeout: float | None
+    core: PoolCore, query: Query, vars: Params, fetch: Callable[[Any], T], cursor_factory: Any, timeout: float | None
 ) -> T:
     """One statement, committed by itself, in one round trip.
 
@@ -214,7 +220,7 @@ def run_one_shot(
         give_back(core, slot)
 
 
-def _note_outcome(conn: Any, error: BaseException, outcome: str) -> None:
+def _note_outcome(conn: Connection, error: BaseException, outcome: str) -> None:
     """What has become of the statement. Nothing is said of an error before anything was sent."""
     if commit_outcome(error) is not None:
         return

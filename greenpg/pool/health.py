@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import psycopg2
 from psycopg2 import extensions
 
+from ..connection.connection import Connection
 from ..connection.lazy_begin import execute_alone
 from ..hubs import hub
 
@@ -32,7 +32,7 @@ def status_name(status: int) -> str:
     return _STATUS_NAMES.get(status, str(status))
 
 
-def is_alive(conn: Any) -> bool:
+def is_alive(conn: Connection) -> bool:
     """Whether the socket says nothing to the contrary. Doesn't suspend, and costs no round trip."""
     if conn.closed:
         return False
@@ -47,13 +47,13 @@ def is_alive(conn: Any) -> bool:
     return False
 
 
-def ping(conn: Any) -> None:
+def ping(conn: Connection) -> None:
     """Raise if the connection doesn't work. Suspends for a round trip; leaves no transaction behind."""
     with conn.cursor() as cur:
         execute_alone(conn, cur, "SELECT 1", None)
 
 
-def close_quietly(conn: Any) -> None:
+def close_quietly(conn: Connection) -> None:
     """Close it, whatever state it is in. Doesn't suspend."""
     try:
         conn.close()

@@ -45,7 +45,7 @@ def lend(core: PoolCore, timeout: float | None) -> Slot:
             open_if_needed(core)
         slot = _wait_in_line(core, options.timeout if timeout is None else timeout)
     now = core.now()
-    if now > slot.trusted_until:
+    if now > slot.unchecked_until:
         slot = _ensure_healthy(core, slot, now, options.timeout if timeout is None else timeout)
         now = core.now()
     # From here to the caller nothing suspends, so nobody can be killed with the slot in hand.
@@ -196,7 +196,7 @@ def _is_healthy(core: PoolCore, slot: Slot) -> bool:
             logger.warning("pool %r: discarding a connection that the server has closed: %s", options.name, conn)
             core.suspect_all()
             return False
-        if slot.is_suspect or core.now() - slot.trusted_until > options.check_idle:
+        if slot.is_suspect or core.now() - slot.unchecked_until > options.check_idle:
             ping(conn)
             slot.proved()
         if options.check is not None:

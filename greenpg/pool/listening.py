@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..connection.cursor import Cursor
 from ..errors import PoolClosed
 from ..shared.channels import checked_channel, checked_payload
 from ..shared.listener import Listener
@@ -39,7 +40,8 @@ class Listening:
         """`pool.notify()`. Suspends."""
         checked_channel(channel)
         checked_payload(payload)
-        with CursorContext(self._core, None, timeout) as cur:
+        block: CursorContext[Cursor] = CursorContext(self._core, None, timeout)
+        with block as cur:
             cur.execute("SELECT pg_notify(%s, %s)", (channel, payload))
 
     def close(self, timeout: float) -> None:

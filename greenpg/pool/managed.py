@@ -8,6 +8,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar, overload
 
+from psycopg2 import extensions
+
 from ..connection.connection import Connection
 from ..errors import is_interruption
 from .core import PoolCore
@@ -17,11 +19,12 @@ from .ledger import Ledger
 from .lifecycle import close_pool, open_pool, survive_forks, wait_until_filled
 from .listening import Listening
 from .options import (
-    ConnectionCallback,
     ConnectKwargs,
     Conninfo,
+    ConnT,
     FailFast,
     PoolOptions,
+    Reset,
     check_not_negative,
     check_sizes,
 )
@@ -30,7 +33,7 @@ from .stats import Stats
 from .upkeep import check_idle_connections, drain, resize, resume
 
 T = TypeVar("T")
-P = TypeVar("P", bound="ManagedPool")
+P = TypeVar("P", bound="ManagedPool[Any]")
 
 _pool_numbers = itertools.count(1)
 
@@ -44,21 +47,21 @@ class _Option(Generic[T]):
     @overload
     def __get__(self, pool: None, owner: type) -> _Option[T]: ...
     @overload
-    def __get__(self, pool: ManagedPool, owner: type) -> T: ...
-    def __get__(self, pool: ManagedPool | None, owner: type) -> Any:
+    def __get__(self, pool: ManagedPool[Any], owner: type) -> T: ...
+    def __get__(self, pool: ManagedPool[Any] | None, owner: type) -> Any:
         return self if pool is None else getattr(pool._core.options, self._name)
 
-    def __set__(self, pool: ManagedPool, value: T) -> None:
+    def __set__(self, pool: ManagedPool[Any], value: T) -> None:
         change: dict[str, Any] = {self._name: value}
         pool._core.options = dataclasses.replace(pool._core.options, **change)
 
 
-class ManagedPool:
+class ManagedPool(Generic[ConnT]):
     """The part of `ConnectionPool` that doesn't lend."""
 
     conninfo = _Option[Conninfo]()
     kwargs = _Option[ConnectKwargs | None]()
-    connection_class = _Option[type]()
+    connection_class = _Option[type[extensions.connection]]()
     name = _Option[str]()
     close_returns = _Option[bool]()
     timeout = _Option[float]()
@@ -67,6 +70,7 @@ class ManagedPool:
     max_idle = _Option[float]()
     reconnect_timeout = _Option[float]()
     num_workers = _Option[int]()
+    fail_fast = _Option[FailFast]()
     check_idle = _Option[float]()
     statement_deadline = _Option[float | None]()
     leak_after = _Option[float | None]()
@@ -78,14 +82,14 @@ class ManagedPool:
         self,
         conninfo: Conninfo = "",
         *,
-        connection_class: type = Connection,
+        connection_class: type[ConnT] = Connection,  # type: ignore[assignment]  # ConnT's default
         kwargs: ConnectKwargs | None = None,
         min_size: int | None = None,
         max_size: int | None = None,
         open: bool | None = None,
-        configure: ConnectionCallback | None = None,
-        check: ConnectionCallback | None = None,
-        reset: ConnectionCallback | str | None = "rollback",
+        configure: Callable[[ConnT], object] | None = None,
+        check: Callable[[ConnT], object] | None = None,
+        reset: Callable[[ConnT], object] | Reset | None = "rollback",
         name: str | None = None,
         close_returns: bool = False,
         timeout: float = 30.0,
@@ -200,7 +204,7 @@ class ManagedPool:
         check_idle_connections(self._core)
 
     @staticmethod
-    def check_connection(conn: Any) -> None:
+    def check_connection(conn: Connection) -> None:
         """Raise if the connection doesn't work. Suspends for a round trip. May be given to a pool as `check`."""
         ping(conn)
 
@@ -228,10 +232,12 @@ class ManagedPool:
 
     @property
     def min_size(self) -> int:
+        """So many connections are kept open."""
         return self._core.ledger.min_size
 
     @property
     def max_size(self) -> int:
+        """There are never more connections."""
         return self._core.ledger.max_size
 
     def get_stats(self) -> dict[str, int]:

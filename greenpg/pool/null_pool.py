@@ -6,11 +6,11 @@ import sys
 
 from .lending import lend
 from .opening import replace
-from .options import check_sizes
+from .options import ConnT, check_sizes
 from .pool import ConnectionPool
 
 
-class NullConnectionPool(ConnectionPool):
+class NullConnectionPool(ConnectionPool[ConnT]):
     """Limits connections without keeping them: each is opened for a request, and closed when nobody waits for it.
 
     As psycopg_pool's: `min_size` must be 0 (the default), `max_size` None or 0 sets no limit, `check()` does nothing,

@@ -205,7 +205,7 @@ def connect_for(core: PoolCore, slot: Slot) -> Connection:
     options = core.options
     conninfo = options.conninfo() if callable(options.conninfo) else options.conninfo
     kwargs: dict[str, Any] = dict((options.kwargs() if callable(options.kwargs) else options.kwargs) or {})
-    conn: Connection = connect(
+    conn: Connection = connect(  # type: ignore[assignment]  # which puts Connection under the class
         conninfo,
         connection_factory=options.connection_class,
         cursor_factory=kwargs.get("cursor_factory"),

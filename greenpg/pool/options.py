@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from psycopg2 import extensions
 
 from ..connection.connect.dsn import checked_dsn
+from ..connection.connection import Connection
 from ..connection.deadlines import checked_seconds
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    #: The class of a pool's connections.
+    ConnT = TypeVar("ConnT", bound=extensions.connection, default=Connection, covariant=True)  # noqa: PLC0105
+else:
+    from typing import TypeVar
+
+    ConnT = TypeVar("ConnT", bound=extensions.connection, covariant=True)  # noqa: PLC0105
 
 Conninfo = str | Callable[[], str]
 ConnectKwargs = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 ConnectionCallback = Callable[[Any], object]
+Reset = Literal["rollback", "session"]
 FailFast = bool | Callable[[Exception], object]
 
 #: Keywords that greenpg or psycopg2 take for themselves; the others go into the connection string.
@@ -33,12 +45,12 @@ class PoolOptions:
 
     conninfo: Conninfo
     kwargs: ConnectKwargs | None
-    connection_class: type
+    connection_class: type[extensions.connection]
     name: str
     configure: ConnectionCallback | None
     check: ConnectionCallback | None
     #: A function, "rollback", "session", or None, which is "rollback".
-    reset: ConnectionCallback | str | None
+    reset: ConnectionCallback | Reset | None
     close_returns: bool
     timeout: float
     #: 0: no limit.

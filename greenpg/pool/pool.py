@@ -9,16 +9,27 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from psycopg2 import extensions
+
+from ..connection.connect.connecting import CursorFactory
+from ..connection.connection import AnyCursor
+from ..connection.cursor import Cursor
+from ..connection.guarded_cursor import Params, Query, Row
+from ..connection.transaction import TransactionOptions
 from ..hubs import hub
 from ..shared.subscription import Subscription
 from .contexts import ConnectionContext, CursorContext, TransactionContext, first_value, run_one_shot, run_repeatedly
 from .lending import lend
 from .managed import ManagedPool
+from .options import ConnT
 from .returning import give_back, not_ours, take_back_from_ended
 from .slot import Slot
 from .stream import Stream
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 T = TypeVar("T")
 
@@ -26,7 +37,7 @@ _ROWCOUNT = operator.attrgetter("rowcount")
 _FETCHONE, _FETCHALL = operator.methodcaller("fetchone"), operator.methodcaller("fetchall")
 
 
-class ConnectionPool(ManagedPool):
+class ConnectionPool(ManagedPool[ConnT]):
     """At most `max_size` connections, lent to one task at a time, strictly in the order of asking.
 
     Parameters, as psycopg_pool's (sizes count connections, times are in seconds):
@@ -41,8 +52,8 @@ class ConnectionPool(ManagedPool):
       that is returned. None of them may leave a transaction open; a connection for which one fails is discarded.
       Two values of `reset` have a meaning: "rollback" (default) only ends an open transaction, "session" also takes
       back what a session can keep (settings, temporary tables, advisory locks, LISTEN, cursors, isolation level,
-      autocommit, ...) and calls `configure` again. That rides along with the end of the transaction of `cursor()` and
-      `transaction()`; what is borrowed in other ways takes a round trip more when it comes back.
+      autocommit, ...) and calls `configure` again. A `reset` is run by a task of the pool's own: the borrower doesn't
+      wait for it.
     - `name` (None: "pool-N"): for messages. `timeout` (30): how long `getconn()` waits by default.
     - `max_waiting` (0: no limit): more tasks than that don't get into the line but `TooManyRequests`.
     - `max_lifetime` (3600): a connection older than that, less up to 5 %, is replaced when it comes back.
@@ -69,20 +80,30 @@ class ConnectionPool(ManagedPool):
 
     # -- blocks
 
-    def connection(self, timeout: float | None = None) -> ConnectionContext:
+    def connection(self, timeout: float | None = None) -> ConnectionContext[ConnT]:
         """`with pool.connection() as conn:` lends a connection for the block, then commits, or rolls back on error.
 
         Entering suspends until a connection is free, as `getconn()` does; leaving suspends if there's a transaction.
         """
         return ConnectionContext(self._core, timeout)
 
-    def cursor(self, cursor_factory: Any = None, *, timeout: float | None = None) -> CursorContext:
+    @overload
+    def cursor(self, cursor_factory: None = None, *, timeout: float | None = None) -> CursorContext[Cursor]: ...
+    @overload
+    def cursor(
+        self, cursor_factory: Callable[..., AnyCursor], *, timeout: float | None = None
+    ) -> CursorContext[AnyCursor]: ...
+    def cursor(
+        self, cursor_factory: CursorFactory | None = None, *, timeout: float | None = None
+    ) -> CursorContext[Any]:
         """`with pool.cursor() as cur:` lends a cursor in a transaction of its own: commit at the end of the block,
         rollback if it raises. Suspends as `connection()` does.
         """
         return CursorContext(self._core, cursor_factory, timeout)
 
-    def transaction(self, *, timeout: float | None = None, **options: Any) -> TransactionContext:
+    def transaction(
+        self, *, timeout: float | None = None, **options: Unpack[TransactionOptions]
+    ) -> TransactionContext[ConnT]:
         """`with pool.transaction() as conn:` lends a connection for a block that is a transaction.
 
         Options and behaviour of `conn.transaction()`: `isolation_level`, `readonly`, `deferrable`, `force_rollback`.
@@ -90,7 +111,12 @@ class ConnectionPool(ManagedPool):
         return TransactionContext(self._core, timeout, options)
 
     def run(
-        self, function: Callable[[Any], T], *, attempts: int = 5, timeout: float | None = None, **options: Any
+        self,
+        function: Callable[[ConnT], T],
+        *,
+        attempts: int = 5,
+        timeout: float | None = None,
+        **options: Unpack[TransactionOptions],
     ) -> T | None:
         """`function(conn)` in a transaction of its own, repeated if that fails by a serialization failure or deadlock.
 
@@ -102,30 +128,82 @@ class ConnectionPool(ManagedPool):
 
     # -- one statement, one round trip
 
-    def execute(self, query: Any, vars: Any = None, *, timeout: float | None = None) -> int:
+    def execute(self, query: Query, vars: Params = None, *, timeout: float | None = None) -> int:
         """Run one statement, committed by itself, in one round trip. Returns the number of rows. Suspends."""
         rows: int = run_one_shot(self._core, query, vars, _ROWCOUNT, None, timeout)
         return rows
 
+    @overload
     def fetchone(
-        self, query: Any, vars: Any = None, *, cursor_factory: Any = None, timeout: float | None = None
+        self, query: Query, vars: Params = None, *, cursor_factory: None = None, timeout: float | None = None
+    ) -> Row | None: ...
+    @overload
+    def fetchone(
+        self, query: Query, vars: Params = None, *, cursor_factory: CursorFactory, timeout: float | None = None
+    ) -> Any: ...
+    def fetchone(
+        self,
+        query: Query,
+        vars: Params = None,
+        *,
+        cursor_factory: CursorFactory | None = None,
+        timeout: float | None = None,
     ) -> Any:
         """The first row of a statement that is committed by itself, None if there is none. One round trip. Suspends."""
         return run_one_shot(self._core, query, vars, _FETCHONE, cursor_factory, timeout)
 
+    @overload
     def fetchall(
-        self, query: Any, vars: Any = None, *, cursor_factory: Any = None, timeout: float | None = None
+        self, query: Query, vars: Params = None, *, cursor_factory: None = None, timeout: float | None = None
+    ) -> list[Row]: ...
+    @overload
+    def fetchall(
+        self, query: Query, vars: Params = None, *, cursor_factory: CursorFactory, timeout: float | None = None
+    ) -> list[Any]: ...
+    def fetchall(
+        self,
+        query: Query,
+        vars: Params = None,
+        *,
+        cursor_factory: CursorFactory | None = None,
+        timeout: float | None = None,
     ) -> list[Any]:
         """All rows of a statement that is committed by itself. One round trip. Suspends."""
         return run_one_shot(self._core, query, vars, _FETCHALL, cursor_factory, timeout)
 
-    def fetchval(self, query: Any, vars: Any = None, *, timeout: float | None = None) -> Any:
+    def fetchval(self, query: Query, vars: Params = None, *, timeout: float | None = None) -> Any:
         """The first column of the first row, None if there is none. One round trip. Suspends."""
         return run_one_shot(self._core, query, vars, first_value, None, timeout)
 
+    @overload
     def stream(
-        self, sql: Any, args: Any = None, *, chunk_size: int = 2000, cursor_factory: Any = None, timeout: Any = None
-    ) -> Stream:
+        self,
+        sql: Query,
+        args: Params = None,
+        *,
+        chunk_size: int = 2000,
+        cursor_factory: None = None,
+        timeout: float | None = None,
+    ) -> Stream[Row]: ...
+    @overload
+    def stream(
+        self,
+        sql: Query,
+        args: Params = None,
+        *,
+        chunk_size: int = 2000,
+        cursor_factory: CursorFactory,
+        timeout: float | None = None,
+    ) -> Stream[Any]: ...
+    def stream(
+        self,
+        sql: Query,
+        args: Params = None,
+        *,
+        chunk_size: int = 2000,
+        cursor_factory: CursorFactory | None = None,
+        timeout: float | None = None,
+    ) -> Stream[Any]:
         """`for row in pool.stream(sql, args):` the rows of a big result, fetched `chunk_size` at a time through a
         server-side cursor in a transaction of its own. The loop may be left at any time. See `Stream`.
 
@@ -136,7 +214,7 @@ class ConnectionPool(ManagedPool):
 
     # -- by hand
 
-    def getconn(self, timeout: float | None = None, *, take_back: bool = True) -> Any:
+    def getconn(self, timeout: float | None = None, *, take_back: bool = True) -> ConnT:
         """Borrow a connection; each must be given back with `putconn()`. `connection()` is harder to get wrong.
 
         Suspends until one is free, for at most `timeout` seconds (None: the pool's; 0: doesn't wait). Raises
@@ -154,9 +232,9 @@ class ConnectionPool(ManagedPool):
             slot.taken_at = (frame.f_code, frame.f_lineno)
             lent_at = slot.lent_at
             slot.forget_holder = hub().on_end(slot.holder, lambda: take_back_from_ended(core, slot, lent_at))
-        return slot.conn
+        return slot.conn  # type: ignore[return-value]
 
-    def putconn(self, conn: Any) -> None:
+    def putconn(self, conn: extensions.connection) -> None:
         """Give a borrowed connection back; an open transaction is rolled back, a broken connection replaced.
 
         Raises ValueError, and touches nothing, if the connection isn't one that this pool has lent. Suspends only for

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ..connection.connect.dsn import masked_dsn
 from ..hubs import hub
@@ -11,13 +11,16 @@ from .pool import ConnectionPool
 
 Conninfo = str | Callable[[], str]
 
+P = ParamSpec("P")
+Pool = TypeVar("Pool", bound=ConnectionPool[Any])
+
 
 class _Entry:
     """A pool, and what it was asked for with."""
 
     __slots__ = ("options", "pool")
 
-    def __init__(self, pool: ConnectionPool, options: dict[str, Any]) -> None:
+    def __init__(self, pool: ConnectionPool[Any], options: dict[str, Any]) -> None:
         self.pool = pool
         self.options = options
 
@@ -26,7 +29,15 @@ _entries: dict[str, _Entry] = {}
 _mutexes: list[Any] = []  # one, made at the first use: patch() may come after the import
 
 
-def get_pool(name_or_uri: str, /, conninfo: Conninfo | None = None, **options: Any) -> ConnectionPool:
+def _takes_the_options_of(
+    pool_class: Callable[P, Pool],
+) -> Callable[[Callable[..., object]], Callable[Concatenate[str, P], Pool]]:
+    """For type checkers: the function has the parameters of the class, after its own first one."""
+    return lambda function: function  # type: ignore[return-value]
+
+
+@_takes_the_options_of(ConnectionPool)
+def get_pool(name_or_uri: str, /, conninfo: Conninfo | None = None, **options: Any) -> ConnectionPool[Any]:
     """The pool of that name or connection string; made at the first call, the same one ever after.
 
     - `get_pool("postgresql://app@db/app", max_size=10)`: one pool for each connection string.
@@ -62,7 +73,7 @@ def get_pool(name_or_uri: str, /, conninfo: Conninfo | None = None, **options: A
     return entry.pool
 
 
-def forget_pool(name_or_uri: str, /) -> ConnectionPool | None:
+def forget_pool(name_or_uri: str, /) -> ConnectionPool[Any] | None:
     """Let the next `get_pool()` make a new pool. Returns the one there was, still open, or None."""
     with _mutex():
         entry = _entries.pop(name_or_uri, None)
@@ -84,7 +95,7 @@ def _mutex() -> Any:
     return _mutexes[0]
 
 
-def _make(name: str, is_name: bool, options: dict[str, Any]) -> ConnectionPool:
+def _make(name: str, is_name: bool, options: dict[str, Any]) -> ConnectionPool[Any]:
     """The pool, not open: opening starts tasks, which must wait until the mutex is free."""
     named: dict[str, Any] = {"name": name} if is_name else {}
     return ConnectionPool(**(named | options | {"open": None if options.get("open") else options.get("open")}))

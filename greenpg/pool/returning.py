@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import psycopg2
 from psycopg2 import extensions
 
+from ..connection.connection import Connection
+from ..connection.lazy_begin import execute_alone
 from ..errors import is_interruption
 from ..hubs import hub
 from .core import PoolCore
@@ -29,7 +30,7 @@ CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DEALLOCATE ALL; UNLISTE
 SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES; SET datestyle TO 'ISO'"""
 
 
-def not_ours(core: PoolCore, conn: Any) -> ValueError:
+def not_ours(core: PoolCore, conn: object) -> ValueError:
     """The error of who returns a connection that this pool hasn't lent."""
     slot = getattr(conn, "_lender", None)
     if slot is None:
@@ -51,7 +52,7 @@ def give_back(core: PoolCore, slot: Slot) -> None:
         core.histograms.held(now - slot.lent_at)
     slot.lent_by = slot.holder = None
     slot.lent_at = 0.0
-    slot.trusted_until = now + options.unchecked_seconds
+    slot.unchecked_until = now + options.unchecked_seconds
     if slot.forget_holder is not None:
         slot.forget_holder()
         slot.forget_holder = None
@@ -187,7 +188,7 @@ def _clean(core: PoolCore, slot: Slot) -> bool:
     return options.only_rolls_back or _reset(core, conn)
 
 
-def _roll_back(core: PoolCore, conn: Any, status: int) -> None:
+def _roll_back(core: PoolCore, conn: Connection, status: int) -> None:
     """Out of all transactions and blocks. Suspends if there is a transaction."""
     if status != IDLE_STATUS:
         logger.warning("pool %r: rolling back returned connection: %s", core.options.name, conn)
@@ -205,7 +206,7 @@ def _roll_back(core: PoolCore, conn: Any, status: int) -> None:
         raise RuntimeError(f"the status is {status_name(status)} afterwards")
 
 
-def _reset(core: PoolCore, conn: Any) -> bool:
+def _reset(core: PoolCore, conn: Connection) -> bool:
     options = core.options
     try:
         if callable(options.reset):
@@ -231,18 +232,11 @@ def _reset(core: PoolCore, conn: Any) -> bool:
     return True
 
 
-def reset_session(conn: Any) -> None:
+def reset_session(conn: Connection) -> None:
     """Take back what the session has changed at the server. Suspends for a round trip.
 
     What psycopg2 keeps has been put back before, the client encoding too: RESET ALL gives it the value that it had when
     the connection was made, and psycopg2 doesn't look.
     """
-    was_autocommit = conn.autocommit
-    if not was_autocommit:
-        conn.autocommit = True
-    try:
-        with conn.cursor() as cur:
-            cur.execute(_SESSION_RESET)
-    finally:
-        if not was_autocommit and not conn.closed:
-            conn.autocommit = False
+    with conn.cursor() as cur:
+        execute_alone(conn, cur, _SESSION_RESET, None)

@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any, Protocol
 
+from ..connection.connection import Connection
+from ..connection.session_settings import SessionSettings
+
 
 class SlotState(enum.IntEnum):  # whose hash is C's
     """Who may touch a slot; ledger.py has the table."""
@@ -66,19 +69,20 @@ class Slot:
         "stack",
         "state",
         "taken_at",
-        "trusted_until",
+        "unchecked_until",
     )
 
     def __init__(self) -> None:
         self.state = OPENING
-        self.conn: Any = None
+        # Nobody asks for what is None while the slot is OPENING.
+        self.conn: Connection = None  # type: ignore[assignment]
         #: The pool's generation when the connection was begun; see `condemn()`.
         self.generation = _CONDEMNED
         # All times by `hub().now()`.
         self.opened_at = 0.0
         self.expires_at = 0.0
         #: Until then it's lent without a look whether it is alive.
-        self.trusted_until = 0.0
+        self.unchecked_until = 0.0
         #: Connections of its age were found dead: it needs a ping.
         self.is_suspect = False
         #: While somebody has it: who has lent it, since when, and the task it was lent to.
@@ -89,8 +93,8 @@ class Slot:
         self.taken_at: tuple[CodeType, int] | None = None
         self.forget_holder: Callable[[], object] | None = None
         #: What psycopg2 keeps of the session for each new borrower, and what it kept before `configure`.
-        self.settings: Any = None
-        self.bare_settings: Any = None
+        self.settings: SessionSettings = None  # type: ignore[assignment]
+        self.bare_settings: SessionSettings = None  # type: ignore[assignment]
         #: The connection's lists of messages, unless its `_has_altered_settings`: a property takes longer to ask.
         self.notices: Sequence[Any] = ()
         self.notifies: Sequence[Any] = ()
@@ -103,19 +107,19 @@ class Slot:
         """An attempt to connect begins."""
         self.generation = generation
 
-    def note_settings(self, conn: Any, is_bare: bool) -> None:
+    def note_settings(self, conn: Connection, is_bare: bool) -> None:
         """What each borrower is to find; at first, before the pool's `configure`, what a session reset goes back to."""
         self.settings = conn._settings()
         if is_bare:
             self.bare_settings = self.settings
         self.notices, self.notifies = conn.notices, conn.notifies
 
-    def opened(self, conn: Any, now: float, expires_at: float, trusted_until: float) -> None:
+    def opened(self, conn: Connection, now: float, expires_at: float, unchecked_until: float) -> None:
         """It has a connection now."""
         self.conn = conn
         self.opened_at = now
         self.expires_at = expires_at
-        self.trusted_until = trusted_until
+        self.unchecked_until = unchecked_until
 
     def proved(self) -> None:
         """A ping has come back."""
@@ -128,7 +132,7 @@ class Slot:
     def suspect(self) -> None:
         """The connection needs a ping before it is lent again."""
         self.is_suspect = True
-        self.trusted_until = 0.0
+        self.unchecked_until = 0.0
 
     def forget_loan(self) -> None:
         """Nobody has it any more, or not by lending."""

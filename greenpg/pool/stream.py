@@ -6,10 +6,11 @@ import logging
 import sys
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import psycopg2
 
+from ..connection.guarded_cursor import Params, Query
 from ..errors import ConnectionInUse
 from ..hubs import hub
 from .contexts import finish
@@ -19,10 +20,12 @@ from .slot import Slot
 
 logger = logging.getLogger("greenpg.pool")
 
+RowT = TypeVar("RowT")
+
 _NAME = "greenpg_stream"
 
 
-class Stream:
+class Stream(Generic[RowT]):
     """The rows of a statement, from `ConnectionPool.stream()`: iterable, and a context manager.
 
     It borrows a connection when the first row is asked for, and gives it back when the last chunk has been fetched, at
@@ -53,8 +56,8 @@ class Stream:
     def __init__(
         self,
         core: PoolCore,
-        sql: Any,
-        args: Any = None,
+        sql: Query,
+        args: Params = None,
         *,
         chunk_size: int = 2000,
         cursor_factory: Any = None,
@@ -75,9 +78,9 @@ class Stream:
         self._cursor: Any = None
         self._lent_at = 0.0
         self._has_begun = self._is_closed = False
-        self._rows: Iterator[Any] = iter(())
+        self._rows: Iterator[RowT] = iter(())
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[RowT]:
         """The rows. Suspends for each chunk. Raises what `getconn()` and `execute()` raise."""
         while True:
             yield from self._rows  # kept, so that a later loop finds the rest of the chunk
@@ -137,7 +140,7 @@ class Stream:
         self._rows = iter(())
         self._finish(GeneratorExit())
 
-    def __enter__(self) -> Stream:
+    def __enter__(self) -> Stream[RowT]:
         return self
 
     def __exit__(

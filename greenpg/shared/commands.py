@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
+from ..connection.cursor import Cursor
 from ..hubs import Event
 
 
@@ -15,7 +15,7 @@ class ListenCommand:
     listen: list[str] = field(default_factory=list)
     unlisten: list[str] = field(default_factory=list)
 
-    def execute(self, cursor: Any) -> None:
+    def execute(self, cursor: Cursor) -> None:
         cursor.execute(
             "; ".join(
                 [f"LISTEN {_quoted(channel)}" for channel in self.listen]
@@ -35,7 +35,7 @@ class NotifyCommand:
         self.is_done = False
         self.error: Exception | None = None
 
-    def execute(self, cursor: Any) -> None:
+    def execute(self, cursor: Cursor) -> None:
         cursor.execute("SELECT pg_notify(%s, %s)", (self.channel, self.payload))
 
     def finish(self, error: Exception | None) -> None:
@@ -46,7 +46,7 @@ class NotifyCommand:
 class Heartbeat:
     """A command whose only use is its answer."""
 
-    def execute(self, cursor: Any) -> None:
+    def execute(self, cursor: Cursor) -> None:
         cursor.execute("SELECT 1")
 
 

@@ -167,6 +167,7 @@ class Listener:
 
     @property
     def closed(self) -> bool:
+        """Whether `close()` was called. Doesn't suspend."""
         return self._closed
 
     @property

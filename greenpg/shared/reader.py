@@ -15,13 +15,14 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 import psycopg2
 from psycopg2 import extensions
 
 from ..connection.cancel import shut_down
 from ..connection.connect.connecting import connect_asynchronous
+from ..connection.connection import Connection
+from ..connection.cursor import Cursor
 from ..errors import ListenerClosed, is_interruption
 from ..hubs import Event, FdWaiter, hub
 from .channels import Channels
@@ -54,9 +55,9 @@ class Reader:
         self.last_error: str | None = None
         self._is_running = False
         #: To be waited for, and shut down, by whoever holds the mutex; connecting or connected.
-        self._conn: Any = None
+        self._conn: Connection | None = None
         #: psycopg2 holds the cursor of an asynchronous query by a weak reference only.
-        self._cursor: Any = None
+        self._cursor: Cursor | None = None
         self._is_connected = False
         self._in_flight: ListenCommand | NotifyCommand | Heartbeat | None = None
         self._sent_at = 0.0
@@ -73,7 +74,7 @@ class Reader:
     @property
     def backend_pid(self) -> int | None:
         with self.mutex:
-            return int(self._conn.info.backend_pid) if self._is_connected else None
+            return self._conn.info.backend_pid if self._conn is not None and self._is_connected else None
 
     def add(self, mailbox: Mailbox) -> None:
         with self.mutex:
@@ -175,7 +176,8 @@ class Reader:
             self._send(command)
 
     def _send(self, command: ListenCommand | NotifyCommand | Heartbeat) -> None:
-        """[mutex]"""
+        """[mutex] There is a connection."""
+        assert self._conn is not None and self._cursor is not None
         self._in_flight = command
         self._sent_at = time.monotonic()
         try:
@@ -192,6 +194,7 @@ class Reader:
         """Take in what has come, and send what is to be sent next. Returns what to wait for. Doesn't suspend."""
         with self.mutex:
             conn = self._conn
+            assert conn is not None
             try:
                 state: int = conn.poll()
             except psycopg2.Error as error:
@@ -237,10 +240,10 @@ class Reader:
         """[mutex not needed] Until when the reader may sleep."""
         return time.monotonic() + (self._heartbeat if self._in_flight is None else min(self._heartbeat, ANSWER_TIMEOUT))
 
-    def _connect(self) -> Any:
+    def _connect(self) -> Connection:
         """Suspends."""
 
-        def begun(conn: Any) -> None:
+        def begun(conn: Connection | None) -> None:
             with self.mutex:
                 self._conn = conn
             if conn is not None and self.is_stopping:
@@ -256,7 +259,7 @@ class Reader:
             self._send_next()
         return conn
 
-    def _serve(self, conn: Any) -> None:
+    def _serve(self, conn: Connection) -> None:
         """Until the connection is lost, which raises, or the listener is closed. Suspends."""
         waiter: FdWaiter = hub().fd_waiter(conn.fileno())
         try:

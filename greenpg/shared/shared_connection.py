@@ -12,6 +12,7 @@ from psycopg2 import extensions
 
 from ..connection.connect.connecting import connect
 from ..connection.connect.dsn import checked_dsn, masked_dsn
+from ..connection.connection import Connection
 from ..connection.patching import check_patched
 from ..errors import is_interruption
 from .turns import Turns
@@ -103,10 +104,10 @@ class SharedConnection:
     def _start_here(self) -> None:
         self._pid = os.getpid()
         self._turns = Turns()
-        self._conn: Any = None
+        self._conn: Connection | None = None
         self._settings: tuple[Any, ...] = ()
 
-    def _open(self) -> Any:
+    def _open(self) -> Connection:
         """The connection, for who has the turn. Suspends if it has to connect."""
         if self._conn is not None and not _is_usable(self._conn):
             self._drop()
@@ -144,15 +145,15 @@ class SharedConnection:
         if close:
             self._drop()
 
-    def _restore_settings(self, conn: Any) -> None:
+    def _restore_settings(self, conn: Connection) -> None:
         if _settings_of(conn) == self._settings:
             return
         autocommit, isolation_level, readonly, deferrable, encoding, cursor_factory = self._settings
         conn.cursor_factory = cursor_factory
         conn.set_session(
-            isolation_level="DEFAULT" if isolation_level is None else isolation_level,
-            readonly="DEFAULT" if readonly is None else readonly,
-            deferrable="DEFAULT" if deferrable is None else deferrable,
+            isolation_level="default" if isolation_level is None else isolation_level,
+            readonly="default" if readonly is None else readonly,
+            deferrable="default" if deferrable is None else deferrable,
             autocommit=autocommit,
         )
         if conn.encoding != encoding:
@@ -183,7 +184,7 @@ class Turn:
         self._timeout = timeout
         self._close = close
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Connection:
         turns = self._shared._here()
         turns.take(self._timeout)
         self._turns = turns
@@ -210,7 +211,7 @@ def _for_libpq(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in own}
 
 
-def _is_clean(conn: Any) -> bool:
+def _is_clean(conn: Connection) -> bool:
     return bool(
         not conn.closed
         and conn.get_transaction_status() == extensions.TRANSACTION_STATUS_IDLE
@@ -218,7 +219,7 @@ def _is_clean(conn: Any) -> bool:
     )
 
 
-def _is_usable(conn: Any) -> bool:
+def _is_usable(conn: Connection) -> bool:
     """Whether the connection is there, and as it was left. Doesn't suspend, and costs no round trip."""
     try:
         # The first poll takes in the server's last words, the second one sees that it has hung up.
@@ -229,5 +230,5 @@ def _is_usable(conn: Any) -> bool:
         return False
 
 
-def _settings_of(conn: Any) -> tuple[Any, ...]:
+def _settings_of(conn: Connection) -> tuple[Any, ...]:
     return conn.autocommit, conn.isolation_level, conn.readonly, conn.deferrable, conn.encoding, conn.cursor_factory

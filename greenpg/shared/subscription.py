@@ -35,6 +35,7 @@ class Subscription:
 
     @property
     def channels(self) -> frozenset[str]:
+        """What it listens to."""
         return self._mailbox.channels
 
     @property

@@ -13,6 +13,7 @@ import psycopg2
 
 from ... import libpq
 from ...hubs import FdWaiter
+from ..guarded_connection import GuardedConnection
 from ..interrupting import end_deadline
 from .pacing import Pacer
 
@@ -29,11 +30,11 @@ class Channel:
 
     what = "the statement"
 
-    def __init__(self, conn: Any, waiter: FdWaiter, deadline: float | None = None) -> None:
+    def __init__(self, conn: GuardedConnection, waiter: FdWaiter, deadline: float | None = None) -> None:
         self._conn = conn
         self._waiter = waiter
         self._deadline = deadline
-        self._pgconn: int = conn.pgconn_ptr
+        self._pgconn = conn.pgconn_ptr
         self._pacer = Pacer()
 
     def _set_nonblocking(self) -> None:
@@ -78,5 +79,5 @@ class Channel:
     def _too_late(self) -> psycopg2.Error:
         gate = self._conn._gate
         if gate.interruption is None and gate.deadlines is not None:
-            return gate.exceeded()  # type: ignore[no-any-return]
+            return gate.exceeded()
         return psycopg2.OperationalError(f"the server has not ended {self.what} in time")

@@ -13,6 +13,7 @@ from ... import libpq
 from ...errors import CopyInProgress, is_interruption
 from ...hubs import hub
 from ..gate import Occupant
+from ..guarded_cursor import GuardedCursor, Params, Query
 from ..interrupting import cut_off
 from ..server_errors import error_of, text_codec
 from .channel import ConnectionLost
@@ -38,7 +39,7 @@ class Copy(Occupant):
     transaction is in error, the exception comes out unchanged, and the connection can be used on after a rollback.
     """
 
-    def __init__(self, cursor: Any, statement: Any, params: Any = None) -> None:
+    def __init__(self, cursor: GuardedCursor, statement: Query, params: Params = None) -> None:
         self._cursor = cursor
         self._conn = cursor.connection
         self._statement = statement

@@ -6,14 +6,13 @@ nobody else may touch the connection: whoever drives a COPY sees to it that the 
 
 from __future__ import annotations
 
-from typing import Any
-
 import psycopg2
 from psycopg2 import extensions
 
 from ... import libpq
 from ...errors import is_interruption
 from ...hubs import FdWaiter
+from ..guarded_connection import GuardedConnection
 from ..interrupting import cut_off, end_on_server
 from .channel import Channel, ConnectionLost
 
@@ -27,7 +26,7 @@ class CopyChannel(Channel):
 
     what = "the COPY"
 
-    def __init__(self, conn: Any, waiter: FdWaiter, deadline: float | None = None) -> None:
+    def __init__(self, conn: GuardedConnection, waiter: FdWaiter, deadline: float | None = None) -> None:
         super().__init__(conn, waiter, deadline)
         self._put = libpq.function("PQputCopyData")
         self._unflushed = 0
@@ -154,7 +153,7 @@ class _Outcome:
 
     what = "the COPY"
 
-    def __init__(self, conn: Any, waiter: FdWaiter) -> None:
+    def __init__(self, conn: GuardedConnection, waiter: FdWaiter) -> None:
         self._pgconn = conn.pgconn_ptr
         self._waiter = waiter
 
@@ -174,7 +173,7 @@ def is_ready_for_copy(error: psycopg2.Error) -> bool:
     return str(error).startswith("can't execute COPY ")
 
 
-def end_stray_copy(conn: Any, error: psycopg2.Error) -> None:
+def end_stray_copy(conn: GuardedConnection, error: psycopg2.Error) -> None:
     """End a COPY that was started by `execute()`, which psycopg2 refuses after the fact: by this error. Suspends.
 
     psycopg2 leaves a green connection in the middle of the COPY, good for nothing.

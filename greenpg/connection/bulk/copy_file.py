@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import inspect
 import io
+from collections.abc import Iterable
 from typing import Any
 
 import psycopg2
@@ -18,6 +19,8 @@ from ... import libpq
 from ...errors import is_interruption
 from ...hubs import FdWaiter
 from ..cancel import shut_down
+from ..guarded_connection import GuardedConnection
+from ..guarded_cursor import GuardedCursor, Query
 from ..interrupting import interrupt, note_first
 from ..server_errors import text_codec
 from .channel import ConnectionLost
@@ -48,7 +51,7 @@ class FileCopy:
         #: What `file.read()` raised: like psycopg2, the error of the failed COPY is raised, this one named in it.
         self.read_error: BaseException | None = None
 
-    def run(self, conn: Any, waiter: FdWaiter, deadline: float | None) -> bool:
+    def run(self, conn: GuardedConnection, waiter: FdWaiter, deadline: float | None) -> bool:
         """Move the data, if a COPY has begun. Called in the wait callback; suspends.
 
         False: there was no COPY. True: the server's next answer is to be waited for.
@@ -69,7 +72,7 @@ class FileCopy:
         return True
 
     @staticmethod
-    def _abandon(channel: CopyChannel, conn: Any, exception: BaseException) -> None:
+    def _abandon(channel: CopyChannel, conn: GuardedConnection, exception: BaseException) -> None:
         try:
             channel.abandon(f"{type(exception).__name__}: {exception}")
         except ConnectionLost:
@@ -84,7 +87,7 @@ class FileCopy:
             # Any other exception would make the callback try once more to save the connection.
             raise psycopg2.OperationalError("interrupted again while ending a COPY") from second
 
-    def _send(self, channel: CopyChannel, conn: Any) -> None:
+    def _send(self, channel: CopyChannel, conn: GuardedConnection) -> None:
         write, size = channel.write, self._size
         codec = text_codec(conn)
         try:
@@ -115,7 +118,7 @@ class FileCopy:
         self.read_error = error
         channel.finish_writing(f"error in .read() call: {type(error).__name__} {error}")
 
-    def _receive(self, channel: CopyChannel, conn: Any) -> None:
+    def _receive(self, channel: CopyChannel, conn: GuardedConnection) -> None:
         write = self._file.write
         is_text = isinstance(self._file, io.TextIOBase)
         codec = text_codec(conn)
@@ -129,11 +132,17 @@ class FileCopy:
                 write(row.decode(codec) if is_text else row)
 
 
-class FileCopyMixin:
+class FileCopyMixin(GuardedCursor):
     """The methods, for `Cursor`. All suspend; other tasks run meanwhile."""
 
     def copy_from(
-        self, file: Any, table: str, sep: str = "\t", null: str = "\\N", size: int = 8192, columns: Any = None
+        self,
+        file: Any,
+        table: str,
+        sep: str = "\t",
+        null: str = "\\N",
+        size: int = 8192,
+        columns: Iterable[str] | None = None,
     ) -> None:
         """COPY a table from a file, as psycopg2's: `file.read(size)` gives bytes or str. Files of
         the `io` module on a disk or in memory are read by 64 KiB at least.
@@ -147,7 +156,9 @@ class FileCopyMixin:
         options = f"WITH DELIMITER AS {_quoted(self, sep)} NULL AS {_quoted(self, null)}"
         _run(self, "copy_from", f"COPY {where} FROM stdin {options}", file, size)
 
-    def copy_to(self, file: Any, table: str, sep: str = "\t", null: str = "\\N", columns: Any = None) -> None:
+    def copy_to(
+        self, file: Any, table: str, sep: str = "\t", null: str = "\\N", columns: Iterable[str] | None = None
+    ) -> None:
         """COPY a table to a file, as psycopg2's: `file.write()` gets bytes, or str if it is an `io.TextIOBase`.
 
         Files of the `io` module get many rows at once, any other object one row at a time. An exception of `write()`
@@ -159,7 +170,7 @@ class FileCopyMixin:
         options = f"WITH DELIMITER AS {_quoted(self, sep)} NULL AS {_quoted(self, null)}"
         _run(self, "copy_to", f"COPY {where} TO stdout {options}", file, 0)
 
-    def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
+    def copy_expert(self, sql: Query, file: Any, size: int = 8192) -> None:
         """Any COPY statement, as psycopg2's, from or to a file. See `copy_from()` and `copy_to()`."""
         if not _is_refused_because_green(_cursor.copy_expert, self, sql, file, size):
             return
@@ -170,7 +181,7 @@ class FileCopyMixin:
         _run(self, "copy_expert", sql, file, size)
 
 
-def _is_refused_because_green(method: Any, cursor: Any, *args: Any) -> bool:
+def _is_refused_because_green(method: Any, cursor: GuardedCursor, *args: Any) -> bool:
     """Let psycopg2 check the arguments and the state. False: there is no wait callback, so it has done it all."""
     conn = cursor.connection
     conn._gate.make_way(method.__name__)
@@ -183,31 +194,32 @@ def _is_refused_because_green(method: Any, cursor: Any, *args: Any) -> bool:
     return False
 
 
-def _table_and_columns(cursor: Any, table: str, columns: Any) -> str:
+def _table_and_columns(cursor: GuardedCursor, table: str, columns: Iterable[str] | None) -> str:
     name = extensions.quote_ident(table, cursor)
     if columns is None:
         return name
     return f"{name}({','.join(extensions.quote_ident(column, cursor) for column in columns)})"
 
 
-def _quoted(cursor: Any, text: str) -> str:
+def _quoted(cursor: GuardedCursor, text: str) -> str:
     literal = extensions.QuotedString(text)
     literal.prepare(cursor.connection)
     return literal.getquoted().decode(text_codec(cursor.connection))
 
 
-def _run(cursor: Any, name: str, sql: Any, file: Any, size: int) -> None:
+def _run(cursor: GuardedCursor, name: str, sql: Any, file: Any, size: int) -> None:
     conn = cursor.connection
     if conn.status == extensions.STATUS_PREPARED:
         raise psycopg2.ProgrammingError(f"{name} cannot be used with a prepared two-phase transaction")
+    runner: extensions.cursor = cursor
     if cursor.name is not None:  # execute() would make a server-side cursor of it
-        cursor = extensions.connection.cursor(conn, None, _cursor)
+        runner = extensions.connection.cursor(conn, None, _cursor)
     gate = conn._gate
     outer_call = gate.enter(name)
     copy = FileCopy(file, size)
     gate.copying(copy)
     try:
-        _cursor.execute(cursor, sql)
+        _cursor.execute(runner, sql)
     except psycopg2.Error as error:
         if copy.read_error is not None:
             raise error from copy.read_error

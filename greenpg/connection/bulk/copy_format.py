@@ -12,6 +12,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
+from ..guarded_connection import GuardedConnection
 from ..server_errors import text_codec
 
 _CONTROLS = {"\t": "t", "\n": "n", "\r": "r", "\b": "b", "\v": "v", "\f": "f"}
@@ -35,7 +36,7 @@ _MULTIBYTE = {
 class RowFormat:
     """The lines of a COPY in the text format, in the connection's client encoding at the time."""
 
-    def __init__(self, conn: Any) -> None:
+    def __init__(self, conn: GuardedConnection) -> None:
         self._conn = conn
         self._codec = codec = text_codec(conn)
         multibyte = _MULTIBYTE.get(conn.encoding)

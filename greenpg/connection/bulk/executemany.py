@@ -17,6 +17,8 @@ from ... import libpq
 from ...errors import ConnectionInUse, is_interruption
 from ...hubs import hub
 from ..gate import Occupant
+from ..guarded_connection import GuardedConnection
+from ..guarded_cursor import GuardedCursor, Params, Query
 from ..interrupting import cut_off, note_first
 from ..server_errors import text_codec
 from .channel import ConnectionLost
@@ -39,7 +41,7 @@ PAGE_ROWS = 1000
 PAGE_BYTES = 1_000_000
 
 
-def run_pages(cursor: Any, query: Any, vars_list: Iterable[Any]) -> None:
+def run_pages(cursor: GuardedCursor, query: Query, vars_list: Iterable[Params]) -> None:
     """`Cursor.executemany()`. Begins the transaction as psycopg2 does, if none has begun yet.
 
     If there is none after the first row, that is in autocommit, the others go one by one as well.
@@ -64,7 +66,7 @@ def run_pages(cursor: Any, query: Any, vars_list: Iterable[Any]) -> None:
     cursor._note_rowcount(call.rowcount)
 
 
-def _joinable(query: Any, conn: Any, cursor: Any) -> bytes | None:
+def _joinable(query: Query, conn: GuardedConnection, cursor: GuardedCursor) -> bytes | None:
     """The statement's text, or None if it may be several commands: psycopg2 counts the last one's rows only."""
     if isinstance(query, sql.Composable):
         query = query.as_string(cursor)
@@ -76,7 +78,7 @@ def _joinable(query: Any, conn: Any, cursor: Any) -> bytes | None:
 class _Call:
     """One `executemany()` under way: what it has done, and psycopg2's way of doing it."""
 
-    def __init__(self, cursor: Any, query: Any) -> None:
+    def __init__(self, cursor: GuardedCursor, query: Query) -> None:
         self.cursor = cursor
         self.conn = cursor.connection
         self._query = query

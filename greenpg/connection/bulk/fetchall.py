@@ -10,6 +10,7 @@ import psycopg2
 from psycopg2 import extensions
 from psycopg2.extras import NamedTupleCursor
 
+from ..guarded_cursor import GuardedCursor
 from .pacing import Pacer
 
 _cursor = extensions.cursor
@@ -23,7 +24,7 @@ BIG_ROWS = 1000
 _CHUNK_ROWS = 500
 
 
-def fetch_in_turns(cursor: Any) -> list[Any]:
+def fetch_in_turns(cursor: GuardedCursor) -> list[Any]:
     """What psycopg2's `fetchall()` gives. Suspends now and then.
 
     Raises ProgrammingError if another task gives the cursor another result meanwhile: the rest of its rows is gone.
@@ -40,13 +41,13 @@ def fetch_in_turns(cursor: Any) -> list[Any]:
     return rows
 
 
-def iterate_in_turns(cursor: Any) -> Iterator[Any]:
+def iterate_in_turns(cursor: GuardedCursor) -> Iterator[Any]:
     """The rows of an unnamed cursor, each by its own `__next__()`: whatever is done with the cursor meanwhile, the next
     row is psycopg2's. Suspends now and then."""
     return map(type(cursor).__next__, _in_turns(cursor))
 
 
-def _in_turns(cursor: Any) -> Iterator[Any]:
+def _in_turns(cursor: GuardedCursor) -> Iterator[Any]:
     pacer = Pacer()
     while True:
         yield from repeat(cursor, _CHUNK_ROWS)

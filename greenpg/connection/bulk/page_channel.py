@@ -75,7 +75,7 @@ class CommandResults:
 
     _AT_ONCE = 200
 
-    def __init__(self, pgconn: int) -> None:
+    def __init__(self, pgconn: int | None) -> None:
         self._pgconn = pgconn
         self._is_busy, self._get_result = libpq.function("PQisBusy"), libpq.function("PQgetResult")
         self._get_status, self._clear = libpq.function("PQresultStatus"), libpq.function("PQclear")

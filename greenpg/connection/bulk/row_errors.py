@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable
-from typing import Any
 
 import psycopg2
 
 from ... import libpq
 from ...errors import set_attribute
+from ..guarded_cursor import GuardedCursor
 from ..server_errors import error_of, moved_back, text_codec
 
 #: Between the statements of a page. The newline before ends a comment. The one after lets each statement begin a line:
@@ -22,7 +22,7 @@ _OF_THE_MESSAGE = frozenset({"22021", "22P05"})
 
 
 def error_of_page(
-    failure: libpq.Result, page: list[bytes], succeeded: int, first_row: int, cursor: Any
+    failure: libpq.Result, page: list[bytes], succeeded: int, first_row: int, cursor: GuardedCursor
 ) -> psycopg2.Error:
     """The error for a page's failure, after so many of its statements have succeeded. Doesn't suspend."""
     conn = cursor.connection

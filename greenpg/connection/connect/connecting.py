@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import psycopg2
 from psycopg2 import extensions
@@ -20,13 +20,46 @@ from .look_up import look_up
 from .route import Host, Route, find_route
 from .watch import ConnectWatch, HostTimedOut, watching
 
+T = TypeVar("T")
+
 _psycopg2_connect: Any = _c_connect  # psycopg2's own, whatever patch() puts in its place
 
 
+AnyConnection = TypeVar("AnyConnection", bound=extensions.connection)
+CursorFactory = Callable[..., extensions.cursor]
+
+
+@overload
 def connect(
     dsn: str | None = None,
-    connection_factory: Any = None,
-    cursor_factory: Any = None,
+    connection_factory: None = None,
+    cursor_factory: CursorFactory | None = None,
+    *,
+    total_connect_timeout: float | None = None,
+    **kwargs: Any,
+) -> Connection: ...
+@overload
+def connect(
+    dsn: str | None = None,
+    *,
+    connection_factory: Callable[..., AnyConnection],
+    cursor_factory: CursorFactory | None = None,
+    total_connect_timeout: float | None = None,
+    **kwargs: Any,
+) -> AnyConnection: ...
+@overload
+def connect(
+    dsn: str | None,
+    connection_factory: Callable[..., AnyConnection],
+    cursor_factory: CursorFactory | None = None,
+    *,
+    total_connect_timeout: float | None = None,
+    **kwargs: Any,
+) -> AnyConnection: ...
+def connect(
+    dsn: str | None = None,
+    connection_factory: Callable[..., extensions.connection] | None = None,
+    cursor_factory: CursorFactory | None = None,
     *,
     total_connect_timeout: float | None = None,
     **kwargs: Any,
@@ -76,19 +109,19 @@ def _connect(dsn: str, connection_factory: Any, total_connect_timeout: float | N
             dsn, total_connect_timeout, lambda found: _psycopg2_connect(found, connection_factory=factory)
         )
     if isinstance(conn, Connection):
-        conn._given_dsn = dsn
+        conn._note_dsn(dsn)
     return conn
 
 
-def connect_asynchronous(dsn: str, begun: Callable[[Any], object]) -> Any:
+def connect_asynchronous(dsn: str, begun: Callable[[Connection | None], object]) -> Connection:
     """An asynchronous `Connection` that is ready to use. Suspends; `connect_timeout` holds as in `connect()`.
 
     `begun` is called with each connection that is tried, before it is waited for, so that another task can shut it
     down meanwhile; and with None before it is closed because it failed.
     """
 
-    def open_and_wait(found: str) -> Any:
-        conn = _psycopg2_connect(found, connection_factory=Connection, async_=True)
+    def open_and_wait(found: str) -> Connection:
+        conn: Connection = _psycopg2_connect(found, connection_factory=Connection, async_=True)
         try:
             begun(conn)
             wait_by_poll(conn, hub())
@@ -96,7 +129,7 @@ def connect_asynchronous(dsn: str, begun: Callable[[Any], object]) -> Any:
             begun(None)
             conn.close()
             raise
-        conn._given_dsn = dsn
+        conn._note_dsn(dsn)
         return conn
 
     return _connect_in_time(dsn, None, open_and_wait)
@@ -113,7 +146,7 @@ def _prepare(dsn: str, total_timeout: float | None) -> tuple[Route, list[Host], 
     return route, hosts, failures
 
 
-def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable[[str], Any]) -> Any:
+def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable[[str], T]) -> T:
     """Let libpq try the hosts; whenever one has had its time, begin again without it."""
     deadline = None if total_timeout is None else time.monotonic() + total_timeout
     route, hosts, failures = _prepare(dsn, total_timeout)

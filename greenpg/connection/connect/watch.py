@@ -22,7 +22,7 @@ class ConnectWatch:
         self.current: Host | None = None
         self.first: Host | None = None
 
-    def deadline(self, pgconn: int) -> float | None:
+    def deadline(self, pgconn: int | None) -> float | None:
         """Until when the host that is being tried may take."""
         try:
             current = Host(*libpq.current_host(pgconn))

@@ -65,12 +65,12 @@ class PGDialect_greenpg(PGDialect_psycopg2):  # named as SQLAlchemy names its ow
     def do_rollback(self, dbapi_connection: Any) -> None:
         """Roll back, unless the connection has been garbage collected: then its pool does."""
         if not _is_abandoned(dbapi_connection):
-            dbapi_connection.rollback()
+            super().do_rollback(dbapi_connection)
 
     def do_commit(self, dbapi_connection: Any) -> None:
         """Commit, unless the connection has been garbage collected: then its pool does."""
         if not _is_abandoned(dbapi_connection):
-            dbapi_connection.commit()
+            super().do_commit(dbapi_connection)
 
 
 def _is_abandoned(fairy: Any) -> bool:
