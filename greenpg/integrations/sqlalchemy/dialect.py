@@ -50,14 +50,15 @@ class PGDialect_greenpg(PGDialect_psycopg2):  # named as SQLAlchemy names its ow
 
     def connect(self, *cargs: Any, **cparams: Any) -> Any:
         """A `greenpg.Connection`. Suspends."""
-        if self.loaded_dbapi is psycopg2 and not psycopg2_connects_green():
+        dbapi: Any = self.loaded_dbapi
+        if dbapi is psycopg2 and not psycopg2_connects_green():
             return connect(*cargs, **cparams)
-        return self.loaded_dbapi.connect(*cargs, **cparams)  # which a tracing library may have wrapped
+        return dbapi.connect(*cargs, **cparams)  # which a tracing library may have wrapped
 
     def do_ping(self, dbapi_connection: Any) -> bool:
         """A look at the socket: no round trip, doesn't suspend. What is wrapped in something else gets a real ping."""
         if not isinstance(dbapi_connection, Connection):
-            return super().do_ping(dbapi_connection)
+            return bool(super().do_ping(dbapi_connection))
         if not is_alive(dbapi_connection):
             raise psycopg2.OperationalError("the server has closed the connection")
         return True

@@ -25,7 +25,8 @@ def keep_connection(context: ExceptionContext) -> None:
     fairy = None if connection is None else connection._dbapi_connection
     if fairy is None:  # while connecting, or it was lost before
         return
-    error, record = context.original_exception, getattr(fairy, "_connection_record", None)
+    error: BaseException = context.original_exception
+    record: Any = getattr(fairy, "_connection_record", None)
     has_slot = hasattr(record, "slot")
     if has_slot:
         record.note_error(error)

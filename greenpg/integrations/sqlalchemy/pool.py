@@ -10,6 +10,7 @@ from typing import Any
 from psycopg2 import extensions
 from sqlalchemy import exc
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
+from sqlalchemy.pool.base import ResetStyle
 
 from ...connection.connection import Connection
 from ...errors import PoolTimeout
@@ -73,7 +74,7 @@ class GreenpgPool(Pool):
         self._max_overflow = -1 if pool_size == 0 else 10 if max_overflow is None else max_overflow
         self._is_shared = connection_pool is not None
         #: For `recreate()`.
-        self._options = {
+        self._options: dict[str, Any] = {
             "pool_size": pool_size,
             "max_overflow": max_overflow,
             "timeout": timeout,
@@ -160,21 +161,21 @@ class GreenpgPool(Pool):
         """Of a slot of a shared pool. Suspends when the engine sees the slot's connection for the first time."""
         if slot.record is None:
             slot.record = {}
-        record: SlotRecord | None = slot.record.get(self)
-        if record is None or (record.dbapi_connection is not None and record.dbapi_connection is not slot.conn):
+        record: Any = slot.record.get(self)
+        if record is None or record.dbapi_connection not in (None, slot.conn):
             try:
                 record = slot.record[self] = SlotRecord(self, self._core, slot)
             except BaseException:
                 slot.condemn()
                 give_back(self._core, slot)
                 raise
-        return record
+        return record  # type: ignore[no-any-return]
 
     def _do_return_conn(self, record: Any) -> None:
         core, slot = self._core, record.slot
         if record.was_abandoned:
             # Garbage is collected anywhere: in the hub, or while somebody in this very task holds the pool's mutex.
-            hub().spawn(_return_abandoned, core, slot, slot.lent_at, self._reset_on_return.name == "reset_commit")
+            hub().spawn(_return_abandoned, core, slot, slot.lent_at, self._reset_on_return is ResetStyle.reset_commit)
         elif record.dbapi_connection is None and slot.conn._lender is slot:
             core.let_go(slot)
             start_workers(core)
@@ -300,13 +301,13 @@ def _check_is_ours(conn: Any) -> None:
         )
     if conn._lender is not None:
         raise TypeError(
-            "the creator has returned a connection that is a pool's already: to share a greenpg.ConnectionPool, give it "
-            "to create_engine as connection_pool"
+            "the creator has returned a connection that is a pool's already: to share a greenpg.ConnectionPool, "
+            "give it to create_engine as connection_pool"
         )
 
 
 def _no_conninfo() -> str:
     raise exc.InvalidRequestError(
-        "the pool of an engine doesn't know how to connect but through the engine: for listen(), use greenpg.Listener, or "
-        "make a greenpg.ConnectionPool, and the engine with connection_pool"
+        "the pool of an engine doesn't know how to connect but through the engine: for listen(), use greenpg.Listener, "
+        "or make a greenpg.ConnectionPool, and the engine with connection_pool"
     )

@@ -5,19 +5,17 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy.engine import Connection
-from sqlalchemy.pool import _ConnectionRecord
+from sqlalchemy.pool import Pool
+from sqlalchemy.pool.base import _ConnectionRecord
 
 from ...hubs import hub
 from ...pool.core import PoolCore
 from ...pool.returning import give_back, note_error
 from ...pool.slot import Slot
 from .keeping import is_kept
-
-if TYPE_CHECKING:
-    from .pool import GreenpgPool
 
 logger = logging.getLogger("greenpg.pool")
 
@@ -27,7 +25,7 @@ class SlotRecord(_ConnectionRecord):
 
     __slots__ = ("core", "slot", "was_abandoned")
 
-    def __init__(self, pool: GreenpgPool, core: PoolCore, slot: Slot) -> None:
+    def __init__(self, pool: Pool, core: PoolCore, slot: Slot) -> None:
         """Connects, by the pool's creator, and runs the events. Suspends; raises what they raise."""
         self.core = core
         self.slot = slot
@@ -78,13 +76,14 @@ class SlotRecord(_ConnectionRecord):
     # -- tasks that are killed
 
     def return_when_task_ends(self, connection: Connection) -> None:
-        """The running task may die of what was thrown into it, with the connection checked out. Doesn't suspend."""
+        """The running task may die of what was thrown into it, with the connection checked out. Doesn't suspend.
+
+        Where the end of a task can't be known (eventlet's `spawn_n`), it comes back when it is garbage.
+        """
         slot = self.slot
         if slot.forget_holder is None:
             task = hub().current()
-            ended = functools.partial(
-                _task_ended, weakref.ref(self), weakref.ref(connection), hash(task), slot.lent_at
-            )
+            ended = functools.partial(_task_ended, weakref.ref(self), weakref.ref(connection), hash(task), slot.lent_at)
             slot.watch_end(hub().on_end(task, ended))
 
 
