@@ -25,7 +25,6 @@ _READY = extensions.STATUS_READY
 _fetchall = _cursor.fetchall
 _rowcount: Any = _cursor.rowcount.__get__
 
-
 S = TypeVar("S", bound="ServerCursor")
 
 
