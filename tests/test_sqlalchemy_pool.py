@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import weakref
 
 import psycopg2
@@ -12,6 +13,7 @@ from kit import Killed, Task, run_all, wait_until
 from psycopg2 import extensions
 from sqlalchemy import create_engine, event, exc, text
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool, QueuePool
 
 import greenpg
 from greenpg.errors import PatchError
@@ -492,6 +494,19 @@ def test_shared_pool_with_close_returns(make_pool):
         assert pid_of(conn) != pid
 
 
+def test_shared_pool_and_an_engine_with_settings_of_its_own(make_pool):
+    pool = make_pool(min_size=1, max_size=1, timeout=1)
+    engine = create_engine("postgresql+greenpg://", connection_pool=pool, isolation_level="AUTOCOMMIT")
+    for _ in range(2):
+        with engine.connect() as conn:
+            assert conn.connection.dbapi_connection.autocommit is True
+            conn.invalidate()
+            conn.rollback()
+            assert conn.connection.dbapi_connection.autocommit is True
+        with pool.connection() as conn:
+            assert conn.autocommit is False
+
+
 def test_two_engines_share_a_pool(make_pool):
     pool = make_pool(min_size=1, max_size=1, timeout=1)
     connects = []
@@ -521,6 +536,44 @@ def test_poolclass_with_psycopg2s_dialect(dsn):
         use(engine)
     assert engine.pool.stats()["connections_num"] == 1
     engine.dispose()
+
+
+@pytest.mark.only_hub("gevent")
+@pytest.mark.parametrize("poolclass", [NullPool, QueuePool])
+def test_sqlalchemys_pools_with_this_dialect(dsn, poolclass):
+    import gevent
+
+    engine = create_engine("postgresql+greenpg://", connect_args=extensions.parse_dsn(dsn), poolclass=poolclass)
+    with engine.connect() as conn:
+        pid = pid_of(conn)
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.02):
+            conn.execute(text("SELECT pg_sleep(10)"))
+        conn.rollback()
+        assert pid_of(conn) == pid
+    engine.dispose()
+
+
+@pytest.mark.only_hub("gevent")
+def test_fork(make_engine):
+    engine = make_engine(pool_size=2)
+    conn = engine.connect()
+    pid = pid_of(conn)
+    use(engine)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            with engine.connect() as own:
+                if pid_of(own) != pid and engine.pool.checkedout() == 1:
+                    status = 0
+            del conn
+            gc.collect()
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    assert pid_of(conn) == pid
+    conn.close()
+    assert engine.pool.checkedin() == 2
 
 
 def test_reset_on_return(make_engine, caplog):

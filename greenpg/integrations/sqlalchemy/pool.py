@@ -71,8 +71,11 @@ class GreenpgPool(Pool):
                 "pool_size, max_overflow and pool_timeout are the connection_pool's own: set its max_size and timeout"
             )
         self._size = 5 if pool_size is None else pool_size
-        self._max_overflow = -1 if pool_size == 0 else 10 if max_overflow is None else max_overflow
         self._is_shared = connection_pool is not None
+        if self._is_shared:
+            self._max_overflow = 0
+        else:
+            self._max_overflow = -1 if pool_size == 0 else 10 if max_overflow is None else max_overflow
         #: For `recreate()`.
         self._options: dict[str, Any] = {
             "pool_size": pool_size,
@@ -118,8 +121,8 @@ class GreenpgPool(Pool):
         def create_green(record: SlotRecord) -> Any:
             slot = record.slot
             if self._is_shared:
-                is_first = slot.conn is not None and not slot.conn.closed
-                return slot.conn if is_first else connect_for(self._core, slot)
+                is_new_here = slot.conn is not None and slot.conn._lender is slot
+                return slot.conn if is_new_here else connect_for(self._core, slot)
             conn = create(record)
             _check_is_ours(conn)
             if self._core.options.statement_deadline is not None:
@@ -162,20 +165,25 @@ class GreenpgPool(Pool):
         if slot.record is None:
             slot.record = {}
         record: Any = slot.record.get(self)
-        if record is None or record.dbapi_connection not in (None, slot.conn):
-            try:
+        try:
+            if record is None or record.dbapi_connection is not slot.conn:
                 record = slot.record[self] = SlotRecord(self, self._core, slot)
-            except BaseException:
-                slot.condemn()
-                give_back(self._core, slot)
-                raise
+                record.note_settings()
+            else:
+                record.put_settings()
+        except BaseException:
+            slot.condemn()
+            give_back(self._core, slot)
+            raise
         return record  # type: ignore[no-any-return]
 
     def _do_return_conn(self, record: Any) -> None:
         core, slot = self._core, record.slot
+        if slot.lent_by is not core:
+            return  # lent in the process that this one was forked from
         if record.was_abandoned:
             # Garbage is collected anywhere: in the hub, or while somebody in this very task holds the pool's mutex.
-            hub().spawn(_return_abandoned, core, slot, slot.lent_at, self._reset_on_return is ResetStyle.reset_commit)
+            hub().spawn(_return_abandoned, record, slot.lent_at, self._reset_on_return is ResetStyle.reset_commit)
         elif record.dbapi_connection is None and slot.conn._lender is slot:
             core.let_go(slot)
             start_workers(core)
@@ -185,10 +193,7 @@ class GreenpgPool(Pool):
     def _invalidate(
         self, connection: PoolProxiedConnection, exception: BaseException | None = None, _checkin: bool = True
     ) -> None:
-        if not _checkin:  # a handler wants all of them replaced
-            super()._invalidate(connection, exception, _checkin)
-            return
-        if not getattr(connection, "closed", True):  # not lost: somebody's handler says so
+        if not (_checkin and getattr(connection, "closed", True)):  # not lost: a handler wants all to be replaced
             super()._invalidate(connection, exception, _checkin)
             return
         self._core.suspect_all()
@@ -276,17 +281,18 @@ class _Opener:
                 conn.close()
 
 
-def _return_abandoned(core: PoolCore, slot: Slot, lent_at: float, commits: bool) -> None:
+def _return_abandoned(record: SlotRecord, lent_at: float, commits: bool) -> None:
     """In a task of its own: end the transaction as SQLAlchemy would have, and give the connection back."""
-    conn = slot.conn
+    if not record.is_lent(lent_at):
+        return
+    conn = record.slot.conn
     try:
         if not conn.closed:
             (conn.commit if commits else conn.rollback)()
     except Exception as error:
         logger.warning("ending the transaction of %s, which was left checked out, failed: %s", conn, error)
     finally:
-        if slot.lent_at == lent_at:
-            give_back(core, slot)
+        record.return_if_lent(lent_at)
 
 
 def _check_is_ours(conn: Any) -> None:

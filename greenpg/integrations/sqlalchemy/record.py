@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.pool import Pool
 from sqlalchemy.pool.base import _ConnectionRecord
 
+from ...connection.session_settings import SessionSettings
 from ...hubs import hub
 from ...pool.core import PoolCore
 from ...pool.returning import give_back, note_error
@@ -23,15 +24,27 @@ logger = logging.getLogger("greenpg.pool")
 class SlotRecord(_ConnectionRecord):
     """Lives as long as its slot. When the slot is lent, SQLAlchemy's checkout has it until `checkin()`."""
 
-    __slots__ = ("core", "slot", "was_abandoned")
+    __slots__ = ("core", "settings", "slot", "was_abandoned")
 
     def __init__(self, pool: Pool, core: PoolCore, slot: Slot) -> None:
         """Connects, by the pool's creator, and runs the events. Suspends; raises what they raise."""
         self.core = core
         self.slot = slot
+        #: What the events of a shared pool's engine have made of the connection's settings, None: nothing.
+        self.settings: SessionSettings | None = None
         #: The present checkin is the garbage collector's.
         self.was_abandoned = False
         super().__init__(pool)
+
+    def note_settings(self) -> None:
+        """Of a shared pool: the events have set what the pool takes back for other borrowers."""
+        settings = SessionSettings.of(self.slot.conn)
+        self.settings = None if settings == self.slot.settings else settings
+
+    def put_settings(self) -> None:
+        """As they were noted. Suspends for another client encoding."""
+        if self.settings is not None:
+            self.settings.put_back(self.slot.conn)
 
     @property
     def is_abandoned(self) -> bool:
@@ -52,7 +65,7 @@ class SlotRecord(_ConnectionRecord):
         try:
             super().checkin(_fairy_was_created)
         except BaseException:
-            self._return_if_lent(lent_at)
+            self.return_if_lent(lent_at)
             raise
 
     def _checkin_failed(self, err: BaseException, _fairy_was_created: bool = True) -> None:
@@ -69,7 +82,8 @@ class SlotRecord(_ConnectionRecord):
         """Whether this is still the same checkout."""
         return self.slot.lent_by is self.core and self.slot.lent_at == lent_at
 
-    def _return_if_lent(self, lent_at: float) -> None:
+    def return_if_lent(self, lent_at: float) -> None:
+        """Return the slot of this checkout, if that hasn't been done. Suspends only for a rollback."""
         if self.is_lent(lent_at):
             give_back(self.core, self.slot)
 
@@ -81,7 +95,7 @@ class SlotRecord(_ConnectionRecord):
         Where the end of a task can't be known (eventlet's `spawn_n`), it comes back when it is garbage.
         """
         slot = self.slot
-        if slot.forget_holder is None:
+        if slot.forget_holder is None and slot.lent_by is not None:
             task = hub().current()
             ended = functools.partial(_task_ended, weakref.ref(self), weakref.ref(connection), hash(task), slot.lent_at)
             slot.watch_end(hub().on_end(task, ended))
