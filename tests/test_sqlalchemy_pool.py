@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -343,7 +344,7 @@ def test_dispose_closes_what_is_out_when_it_comes_back(engine, admin):
     with admin.cursor() as cur:
         cur.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", (pid,))
         assert cur.fetchone() == (0,)
-    with old_pool.connect() as fairy, fairy.cursor() as cur:
+    with contextlib.closing(old_pool.connect()) as fairy, fairy.cursor() as cur:
         cur.execute("SELECT 1")
     old_pool.dispose()
 

@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
+import sqlalchemy
 from kit import wait_until
 from psycopg2 import extensions
 from test_cli import ENVIRONMENT, ROOT, RunningServer
@@ -109,7 +110,8 @@ def test_greenlets_that_are_killed(app, admin):
     wait_until(lambda: set(states(admin)) == {"idle"}, timeout=20)
     assert len(states(admin)) <= POOL_SIZE
     pool = app.get_json("/pool")
-    assert pool["stats"]["connections_num"] <= POOL_SIZE
+    if tuple(map(int, sqlalchemy.__version__.split(".")[:3])) >= (2, 0, 56):  # its issue 13699
+        assert pool["stats"]["connections_num"] <= POOL_SIZE
     assert "Current Checked out connections: 0 " in pool["status"]
 
 
