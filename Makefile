@@ -13,7 +13,7 @@ PORT ?= 8000
 PIP := PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK) $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick slow-tests test-latest $(HUBS:%=test-%) extras lowest check bench lock clean \
+.PHONY: help demo test test-quick test-separate slow-tests test-latest $(HUBS:%=test-%) extras lowest check bench lock clean \
     psycopg2-suite sqlalchemy-suite compat-suites
 
 help:  ## what there is to make
@@ -25,6 +25,12 @@ demo: $(VENV)/demo  ## a web app on a PostgreSQL of its own, at http://127.0.0.1
 test: $(VENV)/test  ## the tests on all three hubs, with a PostgreSQL of their own (PYTHON=python3.13 for another Python)
 	@for hub in $(HUBS); do $(BIN)/pytest --hub=$$hub || exit 1; done
 	@echo "left out: psycopg2's own suite (make psycopg2-suite), SQLAlchemy's (make sqlalchemy-suite), those of the libraries in greenpg.compat (make compat-suites)"
+
+# Those whose transactions begin with the first statement.
+SEPARATE := tests/test_transactions.py tests/test_lazy_begin.py tests/test_pool_sessions.py tests/test_differential.py
+
+test-separate: $(VENV)/test  ## what is about transactions, with psycopg2 beginning them by itself (GREENPG_BEGIN)
+	GREENPG_BEGIN=separate $(BIN)/pytest --hub=gevent -q $(SEPARATE)
 
 $(HUBS:%=test-%): test-%: $(VENV)/test
 	$(BIN)/pytest --hub=$*

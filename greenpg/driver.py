@@ -1,8 +1,8 @@
 """Floor 1: the places in psycopg2's own C structures that no Python attribute reaches. Nothing in here waits.
 
-`connection.status`, read only in Python, is a C int; its member descriptor tells where. The PGresult of an exception
-follows the three attributes of `psycopg2.Error` that have descriptors. Nothing is touched where a psycopg2 or a Python
-lays them out in another way: `unavailable()` says what was found then.
+`connection.status` and `cursor.rowcount`, read only in Python, are C numbers; their member descriptors tell where. The
+PGresult of an exception follows the three attributes of `psycopg2.Error` that have descriptors. Nothing is touched
+where a psycopg2 or a Python lays them out in another way: `DriverStatus.reason` says what was found then.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BEGIN_VARIABLE = "GREENPG_BEGIN"
 _connection: Any = extensions.connection
 _READY, _BEGIN = extensions.STATUS_READY, extensions.STATUS_BEGIN
 _POINTER_BYTES = ctypes.sizeof(ctypes.c_void_p)
-_T_INT, _T_OBJECT = 1, 6
+_T_INT, _T_LONG, _T_OBJECT = 1, 2, 6
 
 
 class _MemberDefinition(ctypes.Structure):  # CPython's PyMemberDef
@@ -67,14 +67,18 @@ def _offset(owner: type, name: str, member_type: int) -> int:
     return int(member.offset)
 
 
+def _check_implementation() -> None:
+    if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+        raise _Unexpected("this isn't CPython with a GIL")
+
+
 class _Layout:
     """Where things are; found when the module is imported, without a connection."""
 
     def __init__(self) -> None:
         if os.environ.get(BEGIN_VARIABLE) == "separate":
             raise _Unexpected(f"{BEGIN_VARIABLE}=separate is set in the environment")
-        if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
-            raise _Unexpected("this isn't CPython with a GIL")
+        _check_implementation()
         self.status = _offset(_connection, "status", _T_INT)
         pgerror, pgcode, self.cursor = (
             _offset(psycopg2.Error, name, _T_OBJECT) for name in ("pgerror", "pgcode", "cursor")
@@ -154,6 +158,29 @@ class DriverStatus:
         if cursor is not None:  # __setstate__() has taken it away
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(cursor))
             ctypes.c_void_p.from_address(id(error) + self._layout.cursor).value = id(cursor)
+
+
+def _rowcount_offset() -> int | None:
+    try:
+        _check_implementation()
+        return _offset(extensions.cursor, "rowcount", _T_LONG)
+    except _Unexpected:
+        return None
+
+
+_rowcount: Any = extensions.cursor.rowcount.__get__
+_ROWCOUNT = _rowcount_offset()
+
+
+def set_rowcount(cursor: Any, rowcount: int) -> bool:
+    """Write psycopg2's own `rowcount`, which its C code sums up in executemany(). False where that isn't possible."""
+    if _ROWCOUNT is None:
+        return False
+    word = ctypes.c_long.from_address(id(cursor) + _ROWCOUNT)
+    if word.value != _rowcount(cursor):
+        return False
+    word.value = rowcount
+    return True
 
 
 driver_status = DriverStatus()

@@ -7,7 +7,11 @@ import time
 import pytest
 
 import greenpg
+from greenpg.driver import driver_status
 from greenpg.hubs import hub
+
+#: For tests that count round trips, or show what rides.
+needs_riding = pytest.mark.skipif(driver_status.reason is not None, reason=str(driver_status.reason))
 
 #: The test is for both kinds of pools: with the second, `make_pool` takes `min_size` for `max_size`.
 either_pool = pytest.mark.parametrize("pool_class", [greenpg.ConnectionPool, greenpg.NullConnectionPool])

@@ -11,9 +11,12 @@ import contextlib
 import heapq
 import random
 import types
+import weakref
 
 import greenlet
 from psycopg2 import OperationalError, extensions
+
+from greenpg.connection.gate import BusyGate
 
 IDLE = extensions.TRANSACTION_STATUS_IDLE
 INTRANS = extensions.TRANSACTION_STATUS_INTRANS
@@ -120,6 +123,9 @@ class SimulatedHub:
     def on_end(self, task, call):
         return None
 
+    def hold(self, task):
+        return weakref.ref(task)
+
     def describe(self, task):
         return "a simulated task"
 
@@ -198,8 +204,21 @@ class SimulatedServer:
         for conn in self.open:
             conn.is_dead = True
 
+    def say_goodbye(self, conn):
+        """As connection/remains.py: what tells when the server's process has ended, None if it has."""
+        conn.close()
+        return SimulatedRemains(self.hub) if self.hub.random.random() < 0.5 else None
+
     def delay(self):
         self.hub.sleep(self.hub.random.random() * self.latency)
+
+
+class SimulatedRemains:
+    def __init__(self, hub):
+        self._hub = hub
+
+    def when_over(self, call):
+        self._hub.at(self._hub.now() + self._hub.random.random() * 0.2, lambda: self._hub.spawn(call))
 
 
 class SimulatedConnection:
@@ -212,6 +231,7 @@ class SimulatedConnection:
         self._status = IDLE
         self._user = None
         self._lender = None
+        self._gate = BusyGate()
         self.closed = 0
         self.is_dead = False
         self._has_altered_settings = self._is_entered = False
@@ -227,6 +247,9 @@ class SimulatedConnection:
 
     def _settings(self):
         return None
+
+    def deadline(self, seconds):
+        return contextlib.nullcontext()
 
     def _put_back(self, settings):
         pass

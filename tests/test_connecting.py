@@ -12,6 +12,7 @@ from proxy import Proxy
 from psycopg2 import extensions
 
 import greenpg
+from greenpg.connection.connect import client_check, connecting, look_up
 from greenpg.connection.connect import watch as watch_module
 from greenpg.connection.connect.route import Host, find_route
 from greenpg.hubs import hub
@@ -51,7 +52,7 @@ def full_port():
 def names(monkeypatch):
     """Names that resolve to what the test says, on whatever hub."""
     table = {}
-    resolve = hub().resolve
+    resolve = hub().natives().resolve
 
     def resolve_from_table(name, port):
         if name not in table:
@@ -63,7 +64,7 @@ def names(monkeypatch):
             raise answer
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in answer]
 
-    monkeypatch.setattr(hub(), "resolve", resolve_from_table)
+    monkeypatch.setattr(hub().natives(), "resolve", resolve_from_table)
     return table
 
 
@@ -350,3 +351,189 @@ def test_nothing_is_left_behind(silent_port):
             greenpg.connect(host="127.0.0.1", port=silent_port, dbname="x", user="x", total_connect_timeout=0.05)
     assert not watch_module._watches
     wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+
+# -- client_connection_check_interval
+
+
+def check_interval(conn):
+    with conn.cursor() as cur:
+        cur.execute("SHOW client_connection_check_interval")
+        return cur.fetchone()[0]
+
+
+@pytest.fixture
+def unknown_server(monkeypatch):
+    monkeypatch.setattr(client_check, "_refusing", set())
+    monkeypatch.setattr(client_check, "_taking", set())
+
+
+def test_the_server_looks_whether_the_client_is_there(dsn, unknown_server):
+    conn = greenpg.connect(dsn, application_name="checked", options="-c work_mem=5MB")
+    assert check_interval(conn) == "10s"
+    conn.cursor().execute("SET client_connection_check_interval = 0; RESET ALL")
+    assert check_interval(conn) == "10s"
+    assert conn.execute("SHOW work_mem").fetchone() == ("5MB",)
+    conn.close()
+
+
+def test_what_the_user_says_of_the_check_stands(dsn, monkeypatch):
+    options = "-c client_connection_check_interval=3s"
+    for conn in (greenpg.connect(dsn, options=options), psycopg2.connect(dsn, options=options)):
+        assert check_interval(conn) == "3s"
+        conn.close()
+    monkeypatch.setenv("PGOPTIONS", "-c client_connection_check_interval=0")
+    conn = greenpg.connect(dsn)
+    assert check_interval(conn) == "0"
+    conn.close()
+
+
+def test_an_asynchronous_connection_has_it_where_it_is_known_to_be_taken(dsn, unknown_server):
+    for expected in ("0", "10s"):
+        conn = greenpg.connect(dsn, async_=True)
+        greenpg.wait(conn)
+        cur = conn.cursor()
+        cur.execute("SHOW client_connection_check_interval")
+        greenpg.wait(conn)
+        assert cur.fetchone() == (expected,)
+        conn.close()
+        greenpg.connect(dsn).close()
+
+
+def test_a_server_that_refuses_it_is_not_asked_again(dsn, unknown_server, monkeypatch):
+    """One before PostgreSQL 14 says what this one says of a setting that doesn't exist."""
+    monkeypatch.setattr(client_check, "SETTING", "no_such_setting")
+    tried = []
+    monkeypatch.setattr(
+        connecting,
+        "options_with_check",
+        lambda route: tried.append(client_check.options_with_check(route)) or tried[-1],
+    )
+    for _ in range(2):
+        conn = greenpg.connect(dsn)
+        assert check_interval(conn) == "0"
+        conn.close()
+    assert tried == ["-c no_such_setting=10s", None]
+
+
+@pytest.mark.parametrize(
+    ("message", "refused"),
+    [
+        ("FATAL:  unsupported startup parameter: options", True),  # PgBouncer
+        ("FATAL:  unsupported startup parameter in options: client_connection_check_interval", True),
+        ("FATAL:  Feature not supported: RDS Proxy currently doesn't support command-line options.", True),
+        ('FATAL:  unrecognized configuration parameter "client_connection_check_interval"', True),
+        ('FATAL:  role "nobody" does not exist', False),
+        ("timeout expired", False),
+    ],
+)
+def test_refusals_as_servers_and_poolers_say_them(message, refused, unknown_server):
+    route = find_route("host=nowhere dbname=app")
+    assert client_check.is_refusal(route, message) == refused
+    assert (client_check.options_with_check(route) is None) == refused
+
+
+# -- names that hang
+
+
+@pytest.fixture
+def hanging(names):
+    """A function that lets names hang until the test is over."""
+    ended = []
+    sleep = hub().natives().sleep
+
+    def hang():
+        while not ended:
+            sleep(0.01)
+        raise OSError("name server does not answer")
+
+    def let_hang(*hung):
+        names.update(dict.fromkeys(hung, hang))
+
+    yield let_hang
+    ended.append(True)
+    wait_until(lambda: not any(look_up._under_way.values()))
+
+
+def test_a_name_that_hangs_takes_no_time_from_the_next(parameters, names, hanging):
+    hanging("nowhere.example")
+    names["db.example"] = ["127.0.0.1"]
+    started = time.monotonic()
+    others = parameters_without_host(parameters)
+    conn = greenpg.connect(host="nowhere.example,db.example", **others, connect_timeout=1)
+    assert 0.9 < time.monotonic() - started < 5
+    assert conn.info.host == "db.example"
+    conn.close()
+
+
+def test_a_later_name_that_hangs_is_not_waited_for(parameters, names, hanging):
+    hanging("nowhere.example")
+    names["db.example"] = ["127.0.0.1"]
+    started = time.monotonic()
+    conn = greenpg.connect(host="db.example,nowhere.example", **parameters_without_host(parameters))
+    assert time.monotonic() - started < 3
+    conn.close()
+
+
+def test_abandoned_look_ups_starve_nobody(parameters, names, hanging):
+    hung = [f"nowhere{n}.example" for n in range(40)]
+    hanging(*hung)
+    names["db.example"] = ["127.0.0.1"]
+    others = parameters_without_host(parameters)
+
+    def fails(name):
+        with pytest.raises(psycopg2.OperationalError, match=f'"{name}" to address: timeout expired'):
+            greenpg.connect(host=name, **others, connect_timeout=1)
+
+    tasks = [Task(fails, name) for name in hung]
+    hub().sleep(0.2)
+    started = time.monotonic()
+    greenpg.connect(host="db.example", **others, connect_timeout=2).close()
+    assert time.monotonic() - started < 2
+    for task in tasks:
+        task.result()
+
+
+def test_who_looks_the_same_name_up_shares_the_look_up(names, hanging):
+    hanging("nowhere.example")
+
+    def fails():
+        with pytest.raises(psycopg2.OperationalError, match="timeout expired"):
+            greenpg.connect(host="nowhere.example", connect_timeout=2)
+
+    tasks = [Task(fails) for _ in range(10)]
+    wait_until(lambda: look_up._under_way.get("nowhere.example"))
+    assert len(look_up._under_way["nowhere.example"]) == 1
+    for task in tasks:
+        task.result()
+
+
+def test_what_comes_late_is_used_when_the_others_fail(parameters, names):
+    def slowly():
+        hub().natives().sleep(1.5)
+        return ["127.0.0.1"]
+
+    names["slow.example"] = slowly
+    names["dead.example"] = ["127.0.0.9"]  # where the server doesn't listen
+    conn = greenpg.connect(
+        host="dead.example,slow.example", **parameters_without_host(parameters), total_connect_timeout=10
+    )
+    assert conn.info.host == "slow.example"
+    conn.close()
+
+
+def test_all_names_are_given_to_libpq_where_it_chooses(names):
+    names["one.example"] = ["127.0.0.1"]
+
+    def slowly():
+        hub().natives().sleep(0.5)
+        return ["127.0.0.2"]
+
+    names["two.example"] = slowly
+    for options, expected in (("", 1), (" target_session_attrs=prefer-standby", 2), (" load_balance_hosts=random", 2)):
+        found = look_up.Names(find_route(f"host=one.example,two.example{options}"), None).next_hosts()
+        assert len(found) == expected
+
+
+def parameters_without_host(parameters):
+    return {name: value for name, value in parameters.items() if name != "host"}

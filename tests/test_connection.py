@@ -1,6 +1,8 @@
 """`Connection` and `Cursor`: psycopg2's, with factories composed, and safe beside other tasks."""
 
+import contextlib
 import gc
+import io
 import weakref
 
 import psycopg2
@@ -37,13 +39,54 @@ def test_connection_factory_is_composed_and_cached(dsn):
     second.close()
 
 
-def test_factories_that_are_functions_are_left_alone(dsn):
+@pytest.mark.parametrize("name", [None, "server_side"])
+def test_factories_that_are_functions(dsn, name):
+    """What they make becomes greenpg's."""
     conn = psycopg2.connect(dsn, connection_factory=lambda *args: greenpg.Connection(*args))
     assert type(conn) is greenpg.Connection
-    cur = conn.cursor(cursor_factory=lambda *args: psycopg2.extras.DictCursor(*args))
+    cur = conn.cursor(name, cursor_factory=lambda *args: psycopg2.extras.DictCursor(*args))
     cur.execute("SELECT 1 AS one")
     assert cur.fetchone()["one"] == 1
+    assert isinstance(cur, greenpg.ServerCursor if name else greenpg.Cursor)
+    assert isinstance(cur, psycopg2.extras.DictCursor)
+    file = io.StringIO()
+    cur.copy_expert("COPY (SELECT 1) TO STDOUT", file)
+    assert file.getvalue() == "1\n"
     conn.close()
+
+
+class Plain(extensions.cursor):
+    pass
+
+
+@pytest.mark.parametrize(
+    "copy", ["COPY (SELECT 1) TO STDOUT", "COPY pg_class FROM STDIN", "SELECT 1; COPY (SELECT 1) TO STDOUT"]
+)
+@pytest.mark.parametrize("make", [Plain, extensions.cursor, lambda conn: conn.cursor(cursor_factory=plain_cursor)])
+def test_copy_by_a_cursor_that_is_none_of_greenpgs(conn, make, copy):
+    """psycopg2 refuses it, and doesn't leave the connection in the middle of it."""
+    cur = make(conn)
+    with pytest.raises(psycopg2.Error):
+        cur.execute(copy)
+    assert conn.get_transaction_status() in (
+        extensions.TRANSACTION_STATUS_INERROR,
+        extensions.TRANSACTION_STATUS_INTRANS,
+    )
+    conn.rollback()
+    cur.execute("SELECT 2")
+    assert cur.fetchone() == (2,)
+
+
+def plain_cursor(*args):
+    return extensions.cursor(*args)
+
+
+def test_class_without_a_module(dsn):
+    made = {}
+    exec("factory = type('Made', bases, {})", {"bases": (extensions.connection,)}, made)
+    with contextlib.closing(psycopg2.connect(dsn, connection_factory=made["factory"])) as conn:
+        assert isinstance(conn, greenpg.Connection)
+        assert type(conn).__name__ == "Made"
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,14 @@ SEEDS = {"gevent": range(1, 1001), "eventlet": range(10_001, 10_501), "threads":
 
 
 @pytest.mark.may_block
+@pytest.mark.timeout(300)  # on a busy machine
 def test_no_difference_from_psycopg2(server, hub_name):
     with two_databases(server.dsn, hub_name) as (theirs, ours):
         oracle = Oracle(theirs)
         session = Session(ours, GreenSide())
         try:
             comparison = Comparison(oracle, session, print)
-            Task(comparison.run, SEEDS[hub_name]).result(timeout=110)
+            Task(comparison.run, SEEDS[hub_name]).result(timeout=280)
         finally:
             session.close()
             oracle.close()

@@ -11,7 +11,7 @@ import psycopg2.errors
 import psycopg2.extras
 import pytest
 from kit import Killed, Task, is_waiting, run_all, wait_until
-from psycopg2 import extensions, sql
+from psycopg2 import _psycopg, extensions, sql
 
 import greenpg
 from greenpg.connection.bulk import executemany
@@ -184,12 +184,14 @@ def test_errors(conn, small_pages, kind, place):
             run(cur, query, rows)
         assert conn.get_transaction_status() == INERROR
         assert cur.rowcount == -1
+        shown = cur.query, cur.statusmessage, cur.rownumber, cur.description
         conn.rollback()
         assert content(cur) == []
-        return caught.value
+        return caught.value, shown
 
-    own = fail(psycopg2s)
-    ours = fail(lambda cur, query, rows: cur.executemany(query, rows))
+    own, shown_by_psycopg2 = fail(psycopg2s)
+    ours, shown = fail(lambda cur, query, rows: cur.executemany(query, rows))
+    assert shown == shown_by_psycopg2
     assert ours.row_index == place
     assert str(ours) == str(own)
     assert (ours.pgcode, ours.pgerror) == (own.pgcode, own.pgerror)
@@ -208,6 +210,7 @@ def test_arguments_that_cant_be_adapted(conn, cur, small_pages, kind, place):
         cur.executemany(INSERT, kind(rows))
     assert caught.value.row_index == place
     assert conn.get_transaction_status() == (INTRANS if place else IDLE)
+    assert cur.query is None
     conn.rollback()
     rows[place] = (place,)
     with pytest.raises(IndexError) as caught:
@@ -227,8 +230,40 @@ def test_a_generator_may_fail_and_may_use_the_connection(conn, cur, small_pages)
     with pytest.raises(ZeroDivisionError) as caught:
         cur.executemany(INSERT, rows(conn.cursor()))
     assert not hasattr(caught.value, "row_index")
+    assert cur.rowcount == 26
     assert conn.get_transaction_status() == INTRANS
     assert content(cur) == [(n, str(n + 1)) for n in range(26)]
+
+
+def test_a_generator_that_fails_in_autocommit(conn, cur):
+    conn.autocommit = True
+    with pytest.raises(ZeroDivisionError):
+        cur.executemany(INSERT, ((n, "x") if n < 7 else 1 / 0 for n in range(9)))
+    assert cur.rowcount == 7
+    cur.executemany(INSERT, [(n, "x") for n in range(7, 9)])
+    with pytest.raises(IndexError) as caught:
+        cur.executemany(INSERT, [(9, "x"), (10,)])
+    assert caught.value.row_index == 1
+    assert cur.rowcount == 1
+    assert len(content(cur)) == 10
+
+
+def test_the_sum_is_psycopg2s_own(conn, cur):
+    """A statement that is refused leaves it."""
+    cur.executemany(INSERT, numbered(3))
+    with pytest.raises(IndexError):
+        cur.execute("SELECT %s, %s", (1,))
+    assert cur.rowcount == 3
+    cur.close()
+    assert cur.rowcount == 3
+
+
+def test_arguments_that_are_none_drop_the_old_result(cur):
+    cur.execute("SELECT 1")
+    with pytest.raises(TypeError, match="not iterable"):
+        cur.executemany("SELECT 1", None)
+    assert cur.rowcount == -1
+    assert cur.fetchall() == []
 
 
 # -- generators and adapters that use the connection
@@ -512,6 +547,10 @@ def test_states_in_which_psycopg2_refuses(conn, dsn):
     cur.close()
     with pytest.raises(psycopg2.InterfaceError, match="cursor already closed"):
         cur.executemany(INSERT, numbered(3))
+    with pytest.raises(psycopg2.InterfaceError, match="cursor already closed"):
+        cur.executemany(INSERT, (1 / 0 for _ in range(3)))  # which is not asked for a row
+    with pytest.raises(psycopg2.InterfaceError, match="cursor already closed"):
+        cur.executemany(INSERT, None)
     cur = conn.cursor()
     conn.close()
     with pytest.raises(psycopg2.InterfaceError, match="closed"):
@@ -733,7 +772,7 @@ def test_in_a_pool(make_pool):
 def test_without_a_wait_callback(dsn):
     callback = extensions.get_wait_callback()
     conn = greenpg.connect(dsn)
-    extensions.set_wait_callback(None)
+    _psycopg.set_wait_callback(None)
     try:
         cur = conn.cursor()
         cur.execute("CREATE TEMP TABLE item (id int UNIQUE, name text)")
@@ -744,7 +783,7 @@ def test_without_a_wait_callback(dsn):
         assert caught.value.row_index == 10
         conn.close()
     finally:
-        extensions.set_wait_callback(callback)
+        _psycopg.set_wait_callback(callback)
 
 
 @green_only

@@ -255,10 +255,10 @@ def test_current_tells_tasks_apart_and_describe_names_them():
 
 
 def test_resolve():
-    addresses = hub().resolve("localhost", 5432)
+    addresses = hub().natives().resolve("localhost", 5432)
     assert any(address[4][:2] == ("127.0.0.1", 5432) for address in addresses)
     with pytest.raises(OSError, match=r"\S"):
-        hub().resolve("no-such-host.invalid", 5432)
+        hub().natives().resolve("no-such-host.invalid", 5432)
 
 
 def test_run_in_thread_returns_and_raises():

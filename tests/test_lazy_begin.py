@@ -11,11 +11,10 @@ import psycopg2
 import psycopg2.extras
 import pytest
 from counting import RoundTripCounter
-from kit import Killed, Task, wait_until
+from kit import Killed, Task, needs_riding, wait_until
 from psycopg2 import errors, extensions
 
 import greenpg
-from greenpg.driver import driver_status
 
 green_only = pytest.mark.only_hub("gevent", "eventlet")
 
@@ -49,9 +48,6 @@ def messages_of(conn, admin):
     with admin.cursor() as cur:
         cur.execute("SELECT query FROM pg_stat_activity WHERE pid = %s", (conn.info.backend_pid,))
         return cur.fetchone()[0]
-
-
-needs_riding = pytest.mark.skipif(driver_status.reason is not None, reason=str(driver_status.reason))
 
 
 @needs_riding

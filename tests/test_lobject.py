@@ -157,10 +157,13 @@ def test_autocommit(conn):
     conn.autocommit = True
     with pytest.raises(psycopg2.ProgrammingError, match="outside of transactions"):
         conn.lobject()
-    conn.cursor().execute("BEGIN")
-    lo = conn.lobject()  # psycopg2 refuses here as well
-    lo.write("x")
+    conn.cursor().execute("BEGIN")  # psycopg2 doesn't know of it
+    with pytest.raises(psycopg2.ProgrammingError, match="outside of transactions"):
+        conn.lobject()
     conn.cursor().execute("ROLLBACK")
+    with conn.transaction():
+        lo = conn.lobject()
+        lo.write("x")
     with pytest.raises(psycopg2.ProgrammingError, match="outside of transactions"):
         lo.read()
 
@@ -254,8 +257,9 @@ def test_kill_while_writing(conn):
     conn.lobject().write("goes on")
 
 
-def test_unpatched_is_psycopg2s_own(dsn):
-    callback = extensions.get_wait_callback()
+def test_unpatched_is_psycopg2s_own(dsn, hub_name):
+    greenpg.unpatch()
+    callback = extensions.get_wait_callback()  # eventlet.monkey_patch() brings one
     extensions.set_wait_callback(None)
     try:
         conn = greenpg.connect(dsn)
@@ -266,3 +270,4 @@ def test_unpatched_is_psycopg2s_own(dsn):
         conn.close()
     finally:
         extensions.set_wait_callback(callback)
+        greenpg.patch(hub_name)

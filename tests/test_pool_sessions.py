@@ -5,7 +5,7 @@ import contextlib
 import psycopg2
 import pytest
 from counting import RoundTripCounter
-from kit import Killed, Task, wait_until
+from kit import Killed, Task, needs_riding, wait_until
 from psycopg2 import errors, extensions
 
 import greenpg
@@ -165,6 +165,7 @@ def test_nothing_is_left_to_the_next_borrower(pool, admin, do_mischief):
     assert pool.get_stats()["connections_num"] == 1
 
 
+@needs_riding
 def test_round_trips(server):
     parameters = extensions.parse_dsn(server.tcp_dsn)
     with RoundTripCounter(parameters["host"], parameters["port"]) as counter:

@@ -34,6 +34,7 @@ class Simulation:
         self.server = SimulatedServer(self.hub, failure_rate=self.random.choice([0.0, 0.0, 0.3]))
         random.seed(seed)  # the pool's own
         monkeypatch.setattr(opening, "connect", self.server.connect)
+        monkeypatch.setattr(health, "say_goodbye", self.server.say_goodbye)
         monkeypatch.setattr(health, "execute_alone", lambda conn, cur, query, vars: cur.execute(query))
         self.old_hub = hubs.use(self.hub)
         max_size = self.random.randint(1, 4)
@@ -138,7 +139,7 @@ class Simulation:
                 self.hub.at(when, lambda task=task: self.hub.throw(task, Killed))
         if self.random.random() < 0.2:
             self.hub.at(self.hub.now() + 0.1, lambda: self.hub.spawn(self.pool.close))
-        self.run_until(lambda: not (self.clients_left() or self.ledger.opening))
+        self.run_until(lambda: not (self.clients_left() or self.ledger.opening or self.ledger.ending))
         self.check_the_end()
 
     def check_the_end(self):
@@ -150,6 +151,7 @@ class Simulation:
         assert ledger.lent_count == 0, "a connection is lost"
         assert not ledger.opening
         assert not ledger.resetting
+        assert not ledger.ending
         assert self.server.most_open <= ledger.most_slots
         assert len(self.server.open) == ledger.size, "a connection is open without a slot"
         assert self.core.workers.count == 0

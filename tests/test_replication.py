@@ -317,3 +317,98 @@ def test_others_run_during_a_flood(guard, admin, cur, table):
     over = True
     counter.join()
     assert turns > 100
+
+
+# -- feedback
+
+
+@pytest.fixture
+def impatient(admin):
+    """The server ends streams of which it hears nothing for 2 s."""
+    with admin.cursor() as cur:
+        cur.execute("ALTER SYSTEM SET wal_sender_timeout = '2s'")
+        cur.execute("SELECT pg_reload_conf()")
+        yield
+        cur.execute("ALTER SYSTEM RESET wal_sender_timeout")
+        cur.execute("SELECT pg_reload_conf()")
+
+
+def confirmed(admin, table):
+    with admin.cursor() as cur:
+        cur.execute("SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots WHERE slot_name = %s", (table,))
+        return int(cur.fetchone()[0])
+
+
+@pytest.mark.parametrize("way", ["stream", "consume"])
+def test_a_slow_handler_keeps_its_stream(cur, table, admin, impatient, way):
+    got = []
+
+    def handle(message):
+        if inserted(message) is not None:
+            got.append(inserted(message))
+            hub().sleep(4)  # an HTTP call
+            cur.send_feedback(flush_lsn=message.data_start)
+            if len(got) == 2:
+                raise StopReplication
+
+    def consume():
+        cur.start_replication(**options(table), status_interval=1)
+        if way == "consume":
+            cur.consume_stream(handle)
+        for message in cur.replication_stream():
+            handle(message)
+
+    task = Task(consume)
+    wait_until(lambda: active(admin, table))
+    insert(admin, table, 1, 2)
+    with pytest.raises(StopReplication):
+        task.result()
+    assert got == [1, 2]
+
+
+@pytest.mark.parametrize("way", ["break", "exception", "consume", "killed"])
+def test_feedback_that_was_given_is_sent_when_the_stream_is_left(cur, table, admin, way):
+    given = []
+
+    def handle(message):
+        cur.send_feedback(flush_lsn=message.data_start)
+        given.append(message.data_start)
+        if inserted(message) == 3:
+            if way == "killed":
+                hub().sleep(0)
+                raise Killed
+            if way != "break":
+                raise StopReplication
+
+    def consume():
+        cur.start_replication(**options(table))
+        if way == "consume":
+            cur.consume_stream(handle)
+        for message in cur.replication_stream():
+            handle(message)
+            if inserted(message) == 3:
+                break
+
+    task = Task(consume)
+    wait_until(lambda: active(admin, table))
+    insert(admin, table, 1, 2, 3)
+    task.join()
+    wait_until(lambda: confirmed(admin, table) >= given[-1])
+    cur.connection.close()
+
+
+def test_feedback_is_sent_when_there_is_nothing_else_to_do(cur, table, admin):
+    given = []
+
+    def consume():
+        for message in cur.replication_stream(**options(table)):
+            cur.send_feedback(flush_lsn=message.data_start)
+            given.append(message.data_start)
+
+    task = Task(consume)
+    wait_until(lambda: active(admin, table))
+    insert(admin, table, 1, 2)
+    wait_until(lambda: len(given) >= 6)
+    wait_until(lambda: confirmed(admin, table) >= given[-1], 3)
+    cur.connection.close()
+    task.join()

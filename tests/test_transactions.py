@@ -6,7 +6,7 @@ import psycopg2
 import psycopg2.extras
 import pytest
 from counting import RoundTripCounter
-from kit import Killed, Task, is_waiting, run_all, wait_until
+from kit import Killed, Task, is_waiting, needs_riding, run_all, wait_until
 from psycopg2 import errors, extensions, sql
 
 import greenpg
@@ -49,6 +49,7 @@ def counted(server):
             yield pool, counter
 
 
+@needs_riding
 def test_round_trips(counted):
     pool, counter = counted
 

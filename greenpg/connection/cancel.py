@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 
 import psycopg2
 from psycopg2 import extensions
 
 from .. import libpq
-from ..errors import note_interruption
 from ..hubs import hub
 
 
@@ -32,71 +32,96 @@ def request_cancel(conn: extensions.connection, deadline: float | None) -> None:
 
 
 class CancelRequest:
-    """A request that is prepared while the connection is open, and can be sent when it isn't any more."""
+    """A request that is prepared while the connection is open, and can be sent when it isn't any more, repeatedly."""
 
     def __init__(self, conn: extensions.connection) -> None:
         self._is_polled = libpq.has_function("PQcancelStart")
-        self._handle = libpq.function("PQcancelCreate" if self._is_polled else "PQgetCancel")(conn.pgconn_ptr)
-        if not self._handle:
+        address = libpq.function("PQcancelCreate" if self._is_polled else "PQgetCancel")(conn.pgconn_ptr)
+        if not address:
             raise psycopg2.OperationalError("can't cancel: the connection is closed")
+        self._handle: _Handle | None = _Handle(address, "PQcancelFinish" if self._is_polled else "PQfreeCancel")
 
     def send(self, deadline: float | None) -> None:
         """See `request_cancel()`."""
+        assert self._handle is not None
         if self._is_polled:
-            self._send_by_polling(deadline)
+            self._send_by_polling(self._handle.address, deadline)
         else:
-            self._send_from_thread()
+            self._send_from_thread(self._handle, deadline)
 
     def close(self) -> None:
-        handle, self._handle = self._handle, None
-        if handle:
-            libpq.function("PQcancelFinish" if self._is_polled else "PQfreeCancel")(handle)
+        self._handle = None
 
-    def _send_by_polling(self, deadline: float | None) -> None:
-        if not libpq.function("PQcancelStart")(self._handle):
-            raise self._error()
+    def _send_by_polling(self, handle: int, deadline: float | None) -> None:
+        libpq.function("PQcancelReset")(handle)  # it may have been sent before
+        if not libpq.function("PQcancelStart")(handle):
+            raise _error(handle)
         poll, get_socket = libpq.function("PQcancelPoll"), libpq.function("PQcancelSocket")
         state = libpq.POLLING_WRITING  # that is how polling begins
         while state != libpq.POLLING_OK:
-            waiter = hub().fd_waiter(get_socket(self._handle))
+            waiter = hub().fd_waiter(get_socket(handle))
             try:
                 wait = waiter.wait_read if state == libpq.POLLING_READING else waiter.wait_write
                 is_in_time = wait(deadline)
             finally:
                 waiter.close()
             if not is_in_time:
-                raise psycopg2.OperationalError("can't cancel: the server doesn't answer")
-            state = poll(self._handle)
+                raise psycopg2.OperationalError(_NO_ANSWER)
+            state = poll(handle)
             if state == libpq.POLLING_FAILED:
-                raise self._error()
+                raise _error(handle)
 
-    def _error(self) -> psycopg2.OperationalError:
-        message: bytes = libpq.function("PQcancelErrorMessage")(self._handle)
-        return psycopg2.OperationalError(f"can't cancel: {message.decode('utf-8', 'replace').strip()}")
+    @staticmethod
+    def _send_from_thread(handle: _Handle, deadline: float | None) -> None:
+        # In a task of its own: a thread that connects can't be interrupted, but it can be left alone.
+        done = hub().event()
+        hub().spawn(_cancel_in_thread, handle, done.set)
+        if not done.wait(deadline):
+            raise psycopg2.OperationalError(_NO_ANSWER)
+        if done.value is not _SENT:
+            raise psycopg2.OperationalError(f"can't cancel: {done.value}")
 
-    def _send_from_thread(self) -> None:
-        send, free = libpq.blocking_function("PQcancel"), libpq.function("PQfreeCancel")
-        # The thread has the handle to itself: who is killed meanwhile can't take it away.
-        handle, self._handle = self._handle, None
+
+_NO_ANSWER = "can't cancel: the server doesn't answer"
+_SENT = object()
+
+
+class _Handle:
+    """libpq's object for a request, freed when nobody, no thread either, uses it any more."""
+
+    __slots__ = ("_free", "address")
+
+    def __init__(self, address: int, free: str) -> None:
+        self.address = address
+        self._free = libpq.function(free)
+
+    def __del__(self) -> None:
+        self._free(self.address)
+
+
+def _cancel_in_thread(handle: _Handle, done: Callable[[object], None]) -> None:
+    send = libpq.blocking_function("PQcancel")
+
+    def cancel() -> object:
         message = libpq.text_buffer(256)
+        is_sent = send(handle.address, message, len(message))
+        return _SENT if is_sent else message.value.decode("utf-8", "replace").strip()
 
-        def cancel() -> bool:
-            try:
-                return bool(send(handle, message, len(message)))
-            finally:
-                free(handle)
-
-        try:
-            is_sent = hub().run_in_thread(cancel)
-        except BaseException as exception:  # none of its own: cancel() raises nothing
-            note_interruption(exception)
-            raise
-        if not is_sent:
-            raise psycopg2.OperationalError(f"can't cancel: {message.value.decode('utf-8', 'replace').strip()}")
+    outcome: object = "interrupted"
+    try:
+        outcome = hub().run_in_thread(cancel)
+    finally:
+        done(outcome)
 
 
-def shut_down(conn: extensions.connection) -> None:
-    """Cut the connection's socket, whoever is using it: reads and writes on it end at once. Doesn't suspend.
+def _error(handle: int) -> psycopg2.OperationalError:
+    message: bytes = libpq.function("PQcancelErrorMessage")(handle)
+    return psycopg2.OperationalError(f"can't cancel: {message.decode('utf-8', 'replace').strip()}")
+
+
+def shut_down(conn: extensions.connection, how: int = socket.SHUT_RDWR) -> None:
+    """Cut the connection's socket, whoever is using it: reads and writes on it end at once, or only
+    the writes, by `socket.SHUT_WR`. Doesn't suspend.
 
     Closing the descriptor instead would let somebody else get its number while it is waited for.
     """
@@ -106,6 +131,6 @@ def shut_down(conn: extensions.connection) -> None:
         return
     with socket.socket(fileno=fd) as duplicate:
         try:
-            duplicate.shutdown(socket.SHUT_RDWR)
+            duplicate.shutdown(how)
         except OSError:  # the other side was faster
             pass

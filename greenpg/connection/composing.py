@@ -18,5 +18,18 @@ def compose(factory: Any, green: type) -> Any:
         return factory
     if issubclass(green, factory):
         return green
-    namespace = {"__module__": factory.__module__, "__qualname__": factory.__qualname__, "__doc__": factory.__doc__}
+    namespace = {"__qualname__": factory.__qualname__, "__doc__": factory.__doc__}
+    if hasattr(factory, "__module__"):  # not if it was made by exec()
+        namespace["__module__"] = factory.__module__
     return type(factory.__name__, (factory, green), namespace)
+
+
+def adopt(made: Any, green: type) -> None:
+    """Give what a function has made the class that `compose()` would have, unless its class is C or has slots."""
+    factory: Any = type(made)
+    composed = compose(factory, green)
+    if composed is not factory and issubclass(composed, factory):
+        try:
+            made.__class__ = composed
+        except TypeError:
+            pass

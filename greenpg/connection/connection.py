@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
@@ -10,22 +9,19 @@ from typing import Any, TypeVar, overload
 import psycopg2
 from psycopg2 import extensions
 
-from ..errors import is_interruption
-from ..hubs import hub
-from .cancel import CancelRequest, request_cancel, shut_down
-from .composing import compose
+from .cancel import request_cancel
+from .composing import adopt, compose
 from .cursor import Cursor, ServerCursor
 from .deadlines import DeadlineBlock, checked_seconds
 from .gate import Occupant
 from .guarded_cursor import Params, Query
-from .interrupting import end_deadline
+from .interrupting import throw_out
 from .lender import Lender
 from .lobject import LargeObjectMixin
+from .remains import ENDING_TIMEOUT, INTERRUPTION_GRACE
 from .replication import ReplicationCursor, is_replication_cursor
 from .transaction import IsolationLevel, Transaction
 from .wait_notify import NotifyWaits
-
-logger = logging.getLogger("greenpg.connection")
 
 _c: Any = extensions.connection
 _new_cursor = _c.cursor
@@ -33,9 +29,6 @@ _get_cursor_factory = _c.cursor_factory.__get__
 
 C = TypeVar("C", bound="Connection")
 AnyCursor = TypeVar("AnyCursor", bound=extensions.cursor)
-
-#: Seconds that close() takes trouble to cancel what another task was running.
-_CANCEL_TIMEOUT = 1.0
 
 
 class Connection(LargeObjectMixin, NotifyWaits):
@@ -46,6 +39,15 @@ class Connection(LargeObjectMixin, NotifyWaits):
     An exception thrown into a wait (a kill, a timeout) cancels the statement and comes out unchanged, and the
     connection stays open, its transaction in error as after any failed statement.
     """
+
+    #: Seconds for which an exception that is thrown into a wait (a kill, a timeout), or a deadline, is held back while
+    #: the statement is cancelled, so that the connection can be kept. Then it comes out, and the connection is closed.
+    #: Set it on a connection, or on the class for all of them: higher where the server is more than 50 ms away.
+    interruption_grace: float = INTERRUPTION_GRACE
+    #: Seconds that the server's process is waited for after a connection was closed like this, by a task of greenpg's:
+    #: so long a pool keeps its slot. A process that is to be cancelled and says nothing is waited for for 5 s. A COMMIT
+    #: isn't cancelled.
+    ending_timeout: float = ENDING_TIMEOUT
 
     #: The connection string as it was given, before names were looked up.
     _given_dsn: str | None = None
@@ -103,27 +105,9 @@ class Connection(LargeObjectMixin, NotifyWaits):
             return
         owner = self._gate.owner
         if owner is not None and not (isinstance(owner, Occupant) and owner.let_go()):
-            self._throw_owner_out()
+            throw_out(self)
         self._gate.close_waiter()
         _c.close(self)
-
-    def _throw_owner_out(self) -> None:
-        give_up_at = end_deadline()
-        request = CancelRequest(self)
-        try:
-            shut_down(self)
-            while self._gate.owner is not None:
-                if time.monotonic() >= give_up_at:
-                    self._gate.make_way("close")
-                hub().sleep(0.001)
-            # The server hasn't noticed anything: it would go on with the statement.
-            request.send(min(give_up_at, time.monotonic() + _CANCEL_TIMEOUT))
-        except psycopg2.OperationalError as error:
-            if is_interruption(error):
-                raise
-            logger.warning("could not cancel the statement on %s, which is closed: %s", self, error)
-        finally:
-            request.close()
 
     def cancel(self) -> None:
         """Cancel what the connection is running, as psycopg2's; any task may call it. Suspends for a round trip.
@@ -159,7 +143,7 @@ class Connection(LargeObjectMixin, NotifyWaits):
         be used on after a rollback. If the server can't be reached, the connection is closed. Raises ValueError
         unless `seconds` is positive.
         """
-        return DeadlineBlock(self._gate.made_deadlines, seconds)
+        return DeadlineBlock(self._gate, seconds)
 
     @property
     def statement_deadline(self) -> float | None:
@@ -224,10 +208,16 @@ class Connection(LargeObjectMixin, NotifyWaits):
         With a `name` it is a server-side one, a `ServerCursor`. Doesn't suspend.
         """
         factory = cursor_factory or _get_cursor_factory(self)
-        if factory is None and name is None and not withhold and scrollable is None:
+        if factory is not None:
+            factory = compose(factory, self._green_class(factory, name))
+        elif name is None and not withhold and scrollable is None:
             return _new_cursor(self, None, self._client_cursor)
-        green: type = self._client_cursor if name is None else self._server_cursor
-        if factory is not None and is_replication_cursor(factory):
-            green = ReplicationCursor
-        factory = green if factory is None else compose(factory, green)
-        return _new_cursor(self, name, factory, withhold, scrollable)
+        cur = _new_cursor(self, name, factory or self._green_class(None, name), withhold, scrollable)
+        if not isinstance(cur, Cursor):  # a function has made it
+            adopt(cur, self._green_class(type(cur), cur.name))
+        return cur
+
+    def _green_class(self, factory: Any, name: Any) -> type:
+        if is_replication_cursor(factory):
+            return ReplicationCursor
+        return self._client_cursor if name is None else self._server_cursor

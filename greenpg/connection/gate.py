@@ -23,6 +23,7 @@ from ..errors import ConnectionInUse, DeadlineExceeded
 from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import FdWaiter, hub
 from .deadlines import Deadlines
+from .remains import Remains
 
 
 class Occupant:
@@ -48,7 +49,7 @@ class CopyDriver(Protocol):
 class BusyGate:
     """The gate of one connection. It doesn't know its connection, which refers to it."""
 
-    __slots__ = ("call", "deadlines", "file_copy", "interruption", "last_user", "owner", "waiter")
+    __slots__ = ("call", "deadlines", "file_copy", "interruption", "last_user", "owner", "remains", "waiter")
 
     def __init__(self) -> None:
         #: The task that waits inside psycopg2 on this connection, or an `Occupant`.
@@ -63,6 +64,8 @@ class BusyGate:
         self.waiter: FdWaiter | None = None
         #: None until a deadline is set for the first time.
         self.deadlines: Deadlines | None = None
+        #: What the server still does for the connection, which this side has closed: see remains.py.
+        self.remains: Remains | None = None
         #: The copy_from() or its like that is under way, a `FileCopy`.
         self.file_copy: CopyDriver | None = None
 
@@ -132,7 +135,8 @@ class BusyGate:
 
     def exceeded(self) -> DeadlineExceeded:
         """The error for the deadline that was last given out."""
-        assert self.deadlines is not None
+        if self.deadlines is None or self.deadlines.given_out is None:
+            return DeadlineExceeded("the event loop itself, which can't be suspended, has waited for long enough")
         return self.deadlines.exceeded()
 
     def made_deadlines(self) -> Deadlines:
@@ -148,6 +152,10 @@ class BusyGate:
     def copying(self, file_copy: CopyDriver | None) -> None:
         """What the wait callback is to run when the server is ready for a COPY; None when it is over."""
         self.file_copy = file_copy
+
+    def leave_behind(self, remains: Remains) -> None:
+        """The connection is going to be closed before its server process has ended."""
+        self.remains = remains
 
     # -- interruptions
 

@@ -16,6 +16,7 @@ from ..errors import COMMITTED, ROLLED_BACK, UNKNOWN, note_commit_outcome
 from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import hub
 from .blocks import Blocks, forbid_autocommit_inside, forbid_inside, forbid_inside_transaction
+from .deadlines import rollback_deadline
 from .gate import BusyGate
 from .session_settings import SessionSettings
 
@@ -173,7 +174,10 @@ class GuardedConnection(_connection):
         self, type: type[BaseException] | None, name: BaseException | None, tb: TracebackType | None, /
     ) -> None:
         self._is_entered = False
-        return _connection.__exit__(self, type, name, tb)
+        if not isinstance(name, BaseException):
+            return _connection.__exit__(self, type, name, tb)
+        with rollback_deadline(self._gate, name):
+            return _connection.__exit__(self, type, name, tb)
 
     def commit(self) -> None:
         """Commit, as psycopg2's. Suspends; without a transaction, only to let other tasks run once.

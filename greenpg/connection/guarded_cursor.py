@@ -8,6 +8,7 @@ from typing import Any
 from psycopg2 import extensions
 from psycopg2.sql import Composable
 
+from ..driver import set_rowcount
 from .guarded_connection import GuardedConnection
 
 #: What can be executed, and what is merged into it.
@@ -31,11 +32,13 @@ class GuardedCursor(_cursor):
     #: (the message that was sent, how many bytes of it aren't the user's): see lazy_begin.py.
     _prefixed: tuple[bytes, int] | None = None
 
-    #: (the query, row count and status) of the last `copy()` block or `executemany()`: psycopg2 saw a part of it only.
+    #: (the query, row count and status) of the last `copy()` block, or of an `executemany()` whose row count can't be
+    #: written: psycopg2 saw a part of it only.
     _copied: tuple[Any, int, str | None] | None = None
 
     def _note_rowcount(self, rowcount: int) -> None:
-        self._copied = (_query(self), rowcount, _statusmessage(self))
+        if not set_rowcount(self, rowcount):
+            self._copied = (_query(self), rowcount, _statusmessage(self))
 
     def _note_copy(self, rowcount: int, statusmessage: str) -> None:
         self._copied = (_query(self), rowcount, statusmessage)

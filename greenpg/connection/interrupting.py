@@ -1,14 +1,15 @@
 """Cancel and keep: what happens to a connection when an exception is thrown into its wait.
 
 What runs is cancelled, the answer is waited for, and the connection is as after any failed statement. If that takes
-longer than `END_TIMEOUT`, or is itself interrupted, the connection is cut off.
+longer than the connection's `interruption_grace`, or is itself interrupted, the exception comes out, the connection is
+closed, and a task ends what runs: see remains.py.
 
 Nothing here may leave a cancel request on its way that could hit a later statement.
 """
 
 from __future__ import annotations
 
-import logging
+import socket
 import time
 from typing import Protocol
 
@@ -16,13 +17,12 @@ import psycopg2
 from psycopg2 import extensions
 
 from ..errors import DeadlineExceeded, is_interruption, set_attribute
-from ..hubs import FdWaiter
+from ..hubs import FdWaiter, hub
 from .cancel import request_cancel, shut_down
 from .guarded_connection import GuardedConnection
+from .remains import give_up, give_up_from_outside, grace_ends_at
 
-logger = logging.getLogger("greenpg.connection")
-
-#: Seconds that whatever is interrupted or abandoned gets to come to its end; then the connection is closed.
+#: Seconds that what is ended for no haste gets to come to its end; then the connection is closed.
 END_TIMEOUT = 5.0
 
 #: These end a transaction: they take no time that would be worth saving, and nobody wants their outcome in doubt.
@@ -34,6 +34,14 @@ _FIRST_PAUSE = 0.05
 def end_deadline() -> float:
     """`END_TIMEOUT` from now, by `time.monotonic()`."""
     return time.monotonic() + END_TIMEOUT
+
+
+def end_deadline_after(conn: GuardedConnection, exception: BaseException | None) -> float:
+    """Until when what the exception has ended may take to end: a kill, a timeout and a deadline come out at once."""
+    is_error = isinstance(exception, Exception) and not isinstance(exception, DeadlineExceeded)
+    if exception is None or isinstance(exception, GeneratorExit) or (is_error and not is_interruption(exception)):
+        return end_deadline()
+    return grace_ends_at(conn)
 
 
 class Running(Protocol):
@@ -57,11 +65,11 @@ def end_on_server(conn: GuardedConnection, running: Running, give_up_at: float, 
     """
     pause = _FIRST_PAUSE
     cancel_again_at = 0.0
-    uncertain: psycopg2.Error | None = None
+    uncertain = ""  # not the error: its traceback refers to this frame
     while not running.is_over():
         now = time.monotonic()
         if now >= give_up_at:
-            raise psycopg2.OperationalError(f"the server has not ended {running.what} within {END_TIMEOUT:g} s")
+            raise psycopg2.OperationalError(f"the server has not ended {running.what} in time")
         if not cancels:
             running.wait(give_up_at)
         elif now < cancel_again_at:
@@ -73,10 +81,10 @@ def end_on_server(conn: GuardedConnection, running: Running, give_up_at: float, 
             except psycopg2.Error as error:
                 if is_interruption(error):
                     raise
-                uncertain = error
+                uncertain = str(error)
             cancel_again_at = time.monotonic() + pause
             pause *= 2
-    if uncertain is not None:
+    if uncertain:
         raise psycopg2.OperationalError(f"a cancel request may still be under way: {uncertain}")
 
 
@@ -108,21 +116,26 @@ def interrupt(conn: GuardedConnection, waiter: FdWaiter, exception: BaseExceptio
     gate = conn._gate
     call = gate.call
     if call is None:  # nobody would raise the exception at the end of the call
-        cancel_unheeded(conn)
+        give_up(conn)
         raise exception
+    cancels = call not in ENDING_CALLS
     gate.hold_back(exception)
     try:
-        end_on_server(conn, _Statement(conn, waiter), end_deadline(), cancels=call not in ENDING_CALLS)
+        end_on_server(conn, _Statement(conn, waiter), grace_ends_at(conn), cancels=cancels)
     except BaseException as error:
         if isinstance(error, psycopg2.Error) and not is_interruption(error):
-            logger.warning("closing %s, interrupted by %s: %s", conn, type(exception).__name__, str(error).strip())
+            reason = f"interrupted by {type(exception).__name__}: {str(error).strip()}"
+            give_up(conn, cancels=cancels, reason=reason)
         else:
+            give_up(conn, cancels=cancels)
             note_first(error, exception)
             gate.hold_back(error)
-        shut_down(conn)
         raise
-    if isinstance(exception, DeadlineExceeded) and call in ENDING_CALLS and not is_interruption(exception):
-        gate.hold_back(None)  # it is done, if late: no reason to complain
+    else:
+        if isinstance(exception, DeadlineExceeded) and not cancels and not is_interruption(exception):
+            gate.hold_back(None)  # it is done, if late: no reason to complain
+    finally:
+        del exception  # it gets the error as its context, and so this frame, which would refer to it
 
 
 def note_first(second: BaseException, first: BaseException) -> None:
@@ -131,19 +144,38 @@ def note_first(second: BaseException, first: BaseException) -> None:
         set_attribute(second, "__context__", first)
 
 
-def cancel_unheeded(conn: extensions.connection) -> None:
-    """Cancel what runs on a connection that is going to be closed. Suspends; its own errors are logged only."""
-    try:
-        request_cancel(conn, end_deadline())
-    except psycopg2.Error as error:
-        if is_interruption(error):
-            raise
-        logger.warning("could not cancel the statement on %s, which is closed: %s", conn, error)
-
-
-def cut_off(conn: GuardedConnection) -> None:
-    """Close a connection on which something could not be brought to its end. Doesn't suspend."""
-    shut_down(conn)
+def cut_off(conn: GuardedConnection, *, cancels: bool = True) -> None:
+    """Close a connection on which something could not be brought to its end; a task ends it. Doesn't suspend."""
+    give_up(conn, cancels=cancels)
     conn._gate.vacate()
     conn._gate.close_waiter()
     extensions.connection.close(conn)
+
+
+def throw_out(conn: GuardedConnection) -> None:
+    """Make the task that waits in the connection leave, and what it runs end. Suspends until it has left.
+
+    Its statement gets the server's error, or the loss of the connection if the server doesn't answer.
+    """
+    gate = conn._gate
+    cancels = gate.call not in ENDING_CALLS
+    try:
+        if cancels:
+            request_cancel(conn, grace_ends_at(conn))
+    except psycopg2.OperationalError as error:
+        if is_interruption(error):
+            raise
+    finally:
+        shut_down(conn, socket.SHUT_WR)  # it can't send anything more
+    give_up_at, shut_at = end_deadline(), grace_ends_at(conn)
+    has_shut = False
+    while gate.owner is not None:
+        now = time.monotonic()
+        if now >= give_up_at:
+            gate.make_way("close")
+        if now >= shut_at and not has_shut:
+            has_shut = True
+            give_up_from_outside(conn, cancels=cancels)
+        hub().sleep(0.001)
+    if not conn.closed:
+        give_up(conn, cancels=False)

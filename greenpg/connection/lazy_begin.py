@@ -112,12 +112,16 @@ def _merged(conn: GuardedConnection, cur: GuardedCursor, query: Query, vars: Par
     except BaseException as error:
         if isinstance(error, UnicodeEncodeError) and error.object is query:
             raise
-        # What execute() does to the cursor before it comes to the arguments.
-        try:
-            _execute(cur, b"%s", (_Unadaptable(),))
-        except psycopg2.Error:
-            pass
+        show_refused(cur)
         raise
+
+
+def show_refused(cur: Any) -> None:
+    """Do what execute() does to the cursor before it refuses the arguments. Doesn't suspend."""
+    try:
+        _execute(cur, b"%s", (_Unadaptable(),))
+    except psycopg2.Error:
+        pass
 
 
 def _has_run_nothing(conn: GuardedConnection, error: BaseException) -> bool:
@@ -172,7 +176,7 @@ def execute_alone(conn: GuardedConnection, cur: GuardedCursor, query: Query, var
         return cur.execute(query, vars)
     word = conn._status_word
     if word is None or not driver_status.is_proven:
-        conn._set_session(autocommit=True)
+        conn.set_session(autocommit=True)  # a pool puts it back if the statement has begun a transaction
         try:
             cur.execute(query, vars)
         finally:

@@ -8,6 +8,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from ..errors import is_interruption
+from ..errors.sqlstate import name_by_sqlstate
 from .composing import compose
 from .cursor import Cursor
 from .guarded_connection import GuardedConnection
@@ -42,11 +43,11 @@ class LargeObject(_lobject):
         self._fd = -1
         self._conn = conn
         self._oid = oid
+        self._refuse_outside_of_transactions()
         self._flags, self._is_text = _parse_mode(mode or "")
         self._cursor = _connection.cursor(conn, None, Cursor)
         # whatever the program has registered for bytea
         extensions.register_type(psycopg2.BINARY, self._cursor)
-        self._refuse_outside_of_transactions()
         if oid == 0:
             self._flags = self._flags & ~_INV_READ | _INV_WRITE
             self._create(new_oid, new_file)
@@ -61,6 +62,8 @@ class LargeObject(_lobject):
         if new_file is None:
             self._oid, self._fd = self._row(opening, argument)
             return
+        if self._conn.status == extensions.STATUS_READY:  # psycopg2 begins before it finds that there is no such file
+            self._cursor.execute("SHOW server_version")
         with _open_file(new_file, "rb") as file:
             self._oid, self._fd = self._row(opening, argument)
             while data := file.read(CHUNK_BYTES):
@@ -140,8 +143,8 @@ class LargeObject(_lobject):
         if self._conn.closed:
             raise psycopg2.InterfaceError("connection already closed")
         self.close()
-        self._fd = -1
         self._call("lo_unlink(%s::oid)", self._oid)
+        self._fd = -1
 
     def export(self, file_name: str, /) -> None:
         """Write the whole object to a file of this machine; the position stays."""
@@ -149,9 +152,13 @@ class LargeObject(_lobject):
         fd = self._call("lo_open(%s::oid, %s)", self._oid, _INV_READ)
         try:
             file = _open_file(file_name, "wb")
-        except psycopg2.OperationalError:
-            self._call("lo_close(%s)", fd)
-            raise
+        except psycopg2.OperationalError as error:
+            try:
+                self._call("lo_close(%s)", fd)
+            except psycopg2.Error as second:
+                if is_interruption(second):
+                    raise
+            raise error
         with file:
             while data := bytes(self._call("loread(%s, %s)", fd, CHUNK_BYTES)):
                 file.write(data)
@@ -174,8 +181,7 @@ class LargeObject(_lobject):
         return self._transaction == int(self._conn._transactions_ended)
 
     def _refuse_outside_of_transactions(self) -> None:
-        conn = self._conn
-        if conn.autocommit and conn.get_transaction_status() == extensions.TRANSACTION_STATUS_IDLE:
+        if self._conn.autocommit:
             raise psycopg2.ProgrammingError("can't use a lobject outside of transactions")
 
     # -- statements
@@ -201,7 +207,7 @@ def _open_file(name: str, mode: str) -> IO[bytes]:
     try:
         return open(name, mode)
     except OSError as error:
-        raise psycopg2.OperationalError(f'could not open file "{name}": {error.strerror}') from error
+        raise psycopg2.OperationalError(f'could not open file "{name}": {error.strerror}\n') from error
 
 
 def _parse_mode(mode: str) -> tuple[int, bool]:
@@ -262,9 +268,10 @@ class LargeObjectMixin(GuardedConnection):
         try:
             # psycopg2 checks the arguments and the state. Without a wait callback it does it all.
             return _connection.lobject(self, oid, mode, new_oid, new_file, lobject_factory)
-        except psycopg2.ProgrammingError as error:
-            if "asynchronous callback" not in str(error):
-                raise
+        except psycopg2.DatabaseError as error:
+            if not isinstance(error, psycopg2.ProgrammingError) or "asynchronous callback" not in str(error):
+                name_by_sqlstate(error)
+                raise error
         if self.status == extensions.STATUS_PREPARED:
             raise psycopg2.ProgrammingError("lobject cannot be used with a prepared two-phase transaction")
         lobject = compose(lobject_factory, LargeObject)(self, oid, mode, new_oid, new_file)

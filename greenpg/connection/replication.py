@@ -25,11 +25,13 @@ from psycopg2 import _psycopg, extensions, sql
 
 from .. import libpq
 from ..errors import is_interruption
+from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import hub
 from .bulk.pacing import SHORTEST_PAUSE
 from .cursor import Cursor
+from .feedback import Feedback
 from .guarded_connection import GuardedConnection
-from .interrupting import cut_off, end_deadline
+from .interrupting import cut_off, end_deadline, end_deadline_after
 from .server_errors import error_of, text_codec
 
 _ReplicationCursor: Any = _psycopg.ReplicationCursor
@@ -56,6 +58,7 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
     _status_interval = 10.0
     _is_consuming = False
     _was_consumed = False
+    _has_unsent_feedback = False
 
     def start_replication_expert(self, command: Any, decode: bool = False, status_interval: float = 10) -> None:
         """Start replication with a statement of your own, as psycopg2's. Suspends until the stream has begun."""
@@ -67,7 +70,7 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
         finally:
             if gate.interruption is not None:
                 try:
-                    self._stop_quietly()
+                    self._stop_quietly(gate.interruption)
                 except BaseException as second:
                     gate.hold_back(second)
             gate.leave(outer_call)
@@ -92,6 +95,9 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
         try:
             statement.take_callback_away()
             _ReplicationCursor.start_replication_expert(self, statement, decode, status_interval)
+        except psycopg2.DatabaseError as error:
+            name_by_sqlstate(error)
+            raise error
         finally:
             statement.put_back()
 
@@ -113,8 +119,10 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
         self._was_consumed = self._is_consuming = True
         try:
             while True:
-                for message in self._messages(keepalive_interval or self._status_interval):
-                    consume(message)
+                interval = keepalive_interval or self._status_interval
+                with Feedback(self, interval):
+                    for message in self._messages(interval):
+                        consume(message)
                 self.read_message()  # the stream has ended: psycopg2's error
         finally:
             self._is_consuming = False
@@ -138,8 +146,9 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
         """`for message in cur.replication_stream(slot_name=...)`: the messages, until the server ends the stream.
 
         The options are `start_replication()`'s; without any, replication must have been started. Suspends between
-        messages. Feedback is sent every `status_interval` seconds (default 10); `cur.send_feedback(flush_lsn=...)` says
-        how far the program has come.
+        messages. Feedback is sent every `status_interval` seconds (default 10; it should be less than half of the
+        server's `wal_sender_timeout`), also while the program works on a message, as long as that lets other tasks run;
+        `cur.send_feedback(flush_lsn=...)` says how far the program has come.
 
         When the loop is left, by `break`, an exception or a kill, the stream is stopped (within 5 s, or else the
         connection is closed), and the connection takes other statements. For another logical stream connect anew.
@@ -152,9 +161,10 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
 
     def _stream(self) -> Iterator[Any]:
         try:
-            yield from self._messages(self._status_interval)
-        except BaseException:
-            self._stop_quietly()
+            with Feedback(self, self._status_interval):
+                yield from self._messages(self._status_interval)
+        except BaseException as exception:
+            self._stop_quietly(exception)
             raise
         self.stop_replication()
 
@@ -165,21 +175,25 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
         there is no stream it does nothing. Raises `psycopg2.OperationalError` when the server doesn't end the stream
         within 5 s: then the connection is closed.
         """
+        self._stop(end_deadline())
+
+    def _stop(self, give_up_at: float) -> None:
         conn = self.connection
         if conn.closed or not self._is_streaming():
             return
         with conn._gate.occupied():
             try:
-                _end_stream(conn, end_deadline())
+                self.send_last_feedback()
+                _end_stream(conn, give_up_at)
                 conn._note_stopped_stream()
             except BaseException:
                 cut_off(conn)
                 raise
 
-    def _stop_quietly(self) -> None:
+    def _stop_quietly(self, exception: BaseException) -> None:
         """After an exception, which is of more interest than one of stopping."""
         try:
-            self.stop_replication()
+            self._stop(end_deadline_after(self.connection, exception))
         except psycopg2.Error as error:
             if is_interruption(error):
                 raise
@@ -208,12 +222,37 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
                 if not self._is_streaming():
                     _read_results(conn, end_deadline())
                     return
-                until = time.monotonic() + self._seconds_to_feedback(interval)
+                self.send_last_feedback()  # now that there is nothing else to do
+                until = time.monotonic() + self.seconds_to_feedback(interval)
                 is_readable = conn._gate.waiter_of(conn).wait_read(until)
-            if not is_readable and self._seconds_to_feedback(interval) <= 0.0:
+            if not is_readable and self.seconds_to_feedback(interval) <= 0.0:
                 self.send_feedback(force=True)
 
-    def _seconds_to_feedback(self, interval: float) -> float:
+    # -- feedback
+
+    def send_feedback(
+        self, write_lsn: int = 0, flush_lsn: int = 0, apply_lsn: int = 0, reply: bool = False, force: bool = False
+    ) -> None:
+        """Say how far the program has come, as psycopg2's: by the log's positions. Doesn't suspend.
+
+        It is sent when the program waits for the next message, or is done with the stream, and while it works on a
+        message after each `status_interval` seconds; with `reply` or `force` now.
+        """
+        _ReplicationCursor.send_feedback(self, write_lsn, flush_lsn, apply_lsn, reply, force)
+        self._has_unsent_feedback = not (reply or force)
+
+    def send_last_feedback(self) -> None:
+        """What was given and hasn't been sent yet. Doesn't suspend."""
+        if self._has_unsent_feedback and self._is_streaming():
+            self.send_feedback(force=True)
+
+    def answer(self) -> None:
+        """Keep the server content while the program works on a message. Doesn't suspend."""
+        if self.connection._gate.owner is None and self._is_streaming():
+            self.send_feedback(force=True)
+
+    def seconds_to_feedback(self, interval: float) -> float:
+        """Until the server is to hear something. Doesn't suspend."""
         left = float(self.feedback_timestamp.timestamp() + interval - time.time())
         return min(max(left, 0.0), interval)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from types import TracebackType
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 
@@ -11,6 +12,7 @@ import psycopg2.errors
 from psycopg2 import extensions
 
 from ..errors import ROLLED_BACK, UNKNOWN, is_interruption, note_commit_outcome
+from .deadlines import rollback_deadline
 from .guarded_connection import GuardedConnection
 
 logger = logging.getLogger("greenpg.connection")
@@ -160,12 +162,15 @@ class Transaction(Generic[C]):
             raise psycopg2.ProgrammingError(
                 "transaction blocks were left in the wrong order: an inner block is still open; leave it, and roll back"
             ) from exc
+        if isinstance(exc, GeneratorExit) and sys.is_finalizing():
+            return False  # the process ends with all of its connections
         if exc is None:
             self._end(commit=not self._force_rollback)
             return False
         is_settled = isinstance(exc, Rollback) and exc.transaction in (None, self)
         try:
-            self._end(commit=False)
+            with rollback_deadline(self._conn._gate, exc):
+                self._end(commit=False)
         except Exception as error:
             if is_settled or is_interruption(error):
                 raise

@@ -19,9 +19,13 @@ import psycopg2
 from psycopg2 import extensions
 
 from ..errors import DeadlineExceeded, WaitTimeout, is_interruption
+from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import Hub, hub
+from .bulk.copy_channel import end_copy_begun
+from .cancel import shut_down
 from .connect.watch import HostTimedOut, watch_of
-from .interrupting import cancel_unheeded, interrupt
+from .interrupting import interrupt
+from .remains import give_up
 
 _OK, _READ, _WRITE = extensions.POLL_OK, extensions.POLL_READ, extensions.POLL_WRITE
 _CONNECTED = frozenset({extensions.STATUS_READY, extensions.STATUS_BEGIN, extensions.STATUS_PREPARED})
@@ -39,7 +43,7 @@ def make_wait_callback(wait_hub: Hub) -> Callable[[Any], None]:
         waiter = gate.waiter
         if waiter is None:
             if conn._driver_status not in _CONNECTED:
-                return wait_by_poll(conn, wait_hub)
+                return _wait_to_connect(conn, wait_hub)
             waiter = gate.waiter_of(conn)
         poll = conn.poll
         gate.owner = task = current_task()  # gate.occupied() spelled out
@@ -55,9 +59,11 @@ def make_wait_callback(wait_hub: Hub) -> Callable[[Any], None]:
                     if waiter.wait_read(deadline):
                         continue
                 elif state == _OK:
-                    if gate.file_copy is None or not gate.file_copy.run(conn, waiter, deadline):
-                        return None
-                    continue
+                    if gate.file_copy is not None and gate.file_copy.run(conn, waiter, deadline):
+                        continue
+                    if gate.call is None:
+                        end_copy_begun(conn, waiter)  # the cursor isn't one of greenpg's, which do so themselves
+                    return None
                 elif state == _WRITE:
                     if waiter.wait_write(deadline):
                         continue
@@ -81,12 +87,23 @@ def make_wait_callback(wait_hub: Hub) -> Callable[[Any], None]:
 
 def _wait_for_foreign(conn: extensions.connection, wait_hub: Hub) -> None:
     """Wait for a connection that isn't a `Connection`. Interrupted, it is closed, but its statement is cancelled."""
+    if conn.status not in _CONNECTED:
+        return _wait_to_connect(conn, wait_hub)
+    try:
+        return wait_by_poll(conn, wait_hub)
+    except BaseException as exception:
+        if is_interruption(exception) or not isinstance(exception, psycopg2.Error):
+            give_up(conn)
+        raise
+
+
+def _wait_to_connect(conn: Any, wait_hub: Hub) -> None:
+    """The server hears at once that nobody wants the connection: psycopg2 closes it when the last reference goes, and
+    the exception's traceback has some."""
     try:
         wait_by_poll(conn, wait_hub)
-    except BaseException as exception:
-        is_own = isinstance(exception, psycopg2.Error) and not is_interruption(exception)
-        if conn.status in _CONNECTED and not is_own:
-            cancel_unheeded(conn)
+    except BaseException:
+        shut_down(conn)
         raise
 
 
@@ -109,8 +126,12 @@ def wait(conn: extensions.connection, timeout: float | None = None) -> None:
     if gate is None:  # psycopg2's own connection, which has none
         return wait_by_poll(conn, hub(), timeout)
     gate.make_way("wait")
-    with gate.occupied():
-        wait_by_poll(conn, hub(), timeout)
+    try:
+        with gate.occupied():
+            wait_by_poll(conn, hub(), timeout)
+    except psycopg2.DatabaseError as error:
+        name_by_sqlstate(error)
+        raise error
     return None
 
 

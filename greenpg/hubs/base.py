@@ -5,11 +5,13 @@ A *task* is whatever the hub schedules: a greenlet, or a native thread. A *deadl
 
 Rules that every hub keeps (tests/test_hubs.py checks them on all of them):
 
-- Only `FdWaiter.wait_*`, `Event.wait`, `sleep`, `resolve` and `run_in_thread` suspend the caller.
+- Only `FdWaiter.wait_*`, `Event.wait`, `sleep` and `run_in_thread` suspend the caller.
 - An exception thrown into a suspended task (a kill, a timeout, KeyboardInterrupt) comes out of the call that
   suspends it, unchanged; nothing that belonged to the wait is left behind. `FdWaiter.wait_*`, `Event.wait` and `sleep`
-  note on it that it was thrown in (`errors.is_interruption`), whatever its class: the other two raise errors of
-  their own as well.
+  note on it that it was thrown in (`errors.is_interruption`), whatever its class: `run_in_thread` raises errors of its
+  function's as well.
+- In the event loop itself (a callback, a finalizer that runs there) nothing can be suspended: there `FdWaiter.wait_*`
+  block, for `LONGEST_BLOCK` at most, and say False then; `sleep` blocks; `Event.wait` raises the loop's error.
 - A native thread without an event loop of its own may call everything: it then blocks itself, nobody else.
 """
 
@@ -19,6 +21,9 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+
+#: Seconds that a wait in the event loop itself may stop the program.
+LONGEST_BLOCK = 1.0
 
 #: What `socket.getaddrinfo` gives for one address.
 AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]
@@ -81,6 +86,9 @@ class Hub(Protocol):
     def is_monkey_patched(self) -> bool:
         """Whether the program's sockets wait through this hub. Always true of threads."""
 
+    def natives(self) -> Natives:
+        """Native threads, with the primitives as they are without the monkey-patching."""
+
     def fd_waiter(self, fd: int) -> FdWaiter:
         """A waiter for the descriptor, for as long as it stays open."""
 
@@ -102,6 +110,13 @@ class Hub(Protocol):
     def current(self) -> object:
         """The running task, as something that can be compared and hashed."""
 
+    def hold(self, task: object) -> Callable[[], object | None]:
+        """A reference to a task by which it can be told from others, and which doesn't keep it alive. Called, it gives
+        the task, or None when it is gone. Doesn't suspend."""
+
+    def is_in_loop(self) -> bool:
+        """Whether it is the event loop itself that calls, which can't be suspended. Doesn't suspend."""
+
     def describe(self, task: object) -> str:
         """The name of a task that `current()` gave, for a message."""
 
@@ -111,11 +126,15 @@ class Hub(Protocol):
         Returns what takes that back; None if the end of such a task can't be known.
         """
 
-    def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
-        """Look a name up as `socket.getaddrinfo(host, port, type=SOCK_STREAM)` does, suspending the caller only."""
-
     def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """The function's result; it runs in a native thread while the caller is suspended.
 
         A caller that is killed leaves the thread to finish by itself.
         """
+
+
+class Natives(Hub, Protocol):
+    """Native threads."""
+
+    def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
+        """Look a name up as `socket.getaddrinfo(host, port, type=SOCK_STREAM)` does. Blocks the native thread."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import socket
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import eventlet
 from eventlet import hubs, patcher, tpool
-from eventlet.green import socket as green_socket
 from greenlet import getcurrent
 
 from ..errors import note_interruption
-from .base import AddressInfo, Event, FdWaiter, T
+from .base import LONGEST_BLOCK, Event, FdWaiter, T
 from .threads import ThreadsHub
 
 _EXPIRED = object()
@@ -71,11 +70,19 @@ class EventletFdWaiter:
         if self._fd in loop.listeners[event_type]:
             raise RuntimeError(f"another task is waiting for file descriptor {self._fd}")
         task = getcurrent()
+        if task is loop.greenlet:
+            return self._block(event_type == loop.READ, deadline)
         listener = loop.add(event_type, self._fd, task.switch, task.throw, lambda: None)
         try:
             return _switch_until(loop, deadline)
         finally:
             loop.remove(listener)
+
+    def _block(self, reads: bool, deadline: float | None) -> bool:
+        """It is the hub that wants to wait."""
+        latest = time.monotonic() + LONGEST_BLOCK
+        waiter = self._blocking()
+        return (waiter.wait_read if reads else waiter.wait_write)(latest if deadline is None else min(deadline, latest))
 
     def _blocking(self) -> FdWaiter:
         if self._native is None:
@@ -157,6 +164,7 @@ class EventletHub:
     name = "eventlet"
     now = staticmethod(time.monotonic)
     current = staticmethod(getcurrent)
+    hold: Any = weakref.ref
 
     def __init__(self) -> None:
         self._natives = ThreadsHub(
@@ -168,10 +176,13 @@ class EventletHub:
             getaddrinfo=patcher.original("socket").getaddrinfo,
             local=_native_threading.local,
         )
-        self._main_thread = self._natives.current()
+        self._main_thread = _native_threading.main_thread().ident  # which may not be the one that patches
 
     def is_monkey_patched(self) -> bool:
         return bool(patcher.is_monkey_patched("socket"))
+
+    def natives(self) -> ThreadsHub:
+        return self._natives
 
     def _loop(self) -> Any:
         loop = _loop_if_exists()
@@ -200,7 +211,7 @@ class EventletHub:
         return self._natives.mutex()
 
     def sleep(self, seconds: float) -> None:
-        if self._loop() is None:
+        if self._loop() is None or self.is_in_loop():
             self._natives.sleep(seconds)
             return
         try:
@@ -214,6 +225,10 @@ class EventletHub:
             self._natives.spawn(function, *args)
         else:
             eventlet.spawn_n(function, *args)
+
+    def is_in_loop(self) -> bool:
+        loop = _loop_if_exists()
+        return loop is not None and getcurrent() is loop.greenlet
 
     def describe(self, task: object) -> str:
         return "the main green thread" if getattr(task, "parent", None) is None else repr(task)
@@ -229,12 +244,6 @@ class EventletHub:
 
         task.link(link)
         return functools.partial(task.unlink, link)
-
-    def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
-        if self._loop() is None:
-            return self._natives.resolve(host, port)
-        addresses: list[AddressInfo] = green_socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
-        return addresses
 
     def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
         if self._loop() is None:

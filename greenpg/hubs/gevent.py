@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-import socket
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import gevent
 from gevent import getcurrent, monkey
 from gevent._hub_local import get_hub_if_exists  # gevent.get_hub() would make a hub for any thread that asks
+from gevent.exceptions import BlockingSwitchOutError
 from gevent.hub import MAIN_THREAD_IDENT, get_hub
 from gevent.hub import Hub as _Loop
 
 from ..errors import note_interruption
-from .base import AddressInfo, Event, FdWaiter, T
+from .base import LONGEST_BLOCK, Event, FdWaiter, T
 from .threads import ThreadsHub
 
 _READ, _WRITE = 1, 2
@@ -68,6 +69,8 @@ class GeventFdWaiter:
                 hub.switch()
                 return True
             return _switch_until(hub, task, deadline)
+        except BlockingSwitchOutError:
+            return self._block("wait_read", deadline)
         except BaseException as exception:
             note_interruption(exception)
             raise
@@ -90,11 +93,21 @@ class GeventFdWaiter:
                 hub.switch()
                 return True
             return _switch_until(hub, task, deadline)
+        except BlockingSwitchOutError:
+            return self._block("wait_write", deadline)
         except BaseException as exception:
             note_interruption(exception)
             raise
         finally:
             watcher.stop()
+
+    def _block(self, wait: str, deadline: float | None) -> bool:
+        """It is the hub that wants to wait."""
+        latest = time.monotonic() + LONGEST_BLOCK
+        is_ready: bool = getattr(self._natives.fd_waiter(self._fd), wait)(
+            latest if deadline is None else min(deadline, latest)
+        )
+        return is_ready
 
     def _elsewhere(self) -> FdWaiter:
         """The descriptor has come to another thread: watchers belong to one loop."""
@@ -246,12 +259,16 @@ class GeventHub:
     name = "gevent"
     now = staticmethod(time.monotonic)
     current = staticmethod(getcurrent)
+    hold: Any = weakref.ref
 
     def __init__(self) -> None:
         self._natives = _native_hub()
 
     def is_monkey_patched(self) -> bool:
         return bool(monkey.is_module_patched("socket"))
+
+    def natives(self) -> ThreadsHub:
+        return self._natives
 
     def _loop(self) -> _Loop | None:
         hub = get_hub_if_exists()
@@ -278,6 +295,8 @@ class GeventHub:
             return
         try:
             gevent.sleep(seconds)
+        except BlockingSwitchOutError:
+            self._natives.sleep(seconds)
         except BaseException as exception:
             note_interruption(exception)
             raise
@@ -287,6 +306,9 @@ class GeventHub:
             self._natives.spawn(function, *args)
         else:
             gevent.spawn(function, *args)
+
+    def is_in_loop(self) -> bool:
+        return getcurrent() is get_hub_if_exists()
 
     def describe(self, task: object) -> str:
         if getattr(task, "parent", None) is None:
@@ -305,13 +327,6 @@ class GeventHub:
 
         task.rawlink(link)
         return functools.partial(task.unlink, link)
-
-    def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
-        hub = self._loop()
-        if hub is None:
-            return self._natives.resolve(host, port)
-        addresses: list[AddressInfo] = hub.resolver.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
-        return addresses
 
     def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
         hub = self._loop()

@@ -128,11 +128,21 @@ class _Endings:
                 call()
 
 
+class _ThreadReference(int):
+    """The number of a thread keeps nothing alive."""
+
+    __slots__ = ()
+
+    def __call__(self) -> int:
+        return int(self)
+
+
 class ThreadsHub:
     """Waits by blocking the calling thread."""
 
     name = "threads"
     now = staticmethod(time.monotonic)
+    hold: Any = _ThreadReference
 
     def __init__(
         self,
@@ -155,6 +165,9 @@ class ThreadsHub:
 
     def is_monkey_patched(self) -> bool:
         return True
+
+    def natives(self) -> ThreadsHub:
+        return self
 
     def fd_waiter(self, fd: int) -> ThreadFdWaiter:
         return ThreadFdWaiter(fd, self._poll)
@@ -186,6 +199,9 @@ class ThreadsHub:
 
     def current(self) -> object:
         return self._get_ident()
+
+    def is_in_loop(self) -> bool:
+        return False
 
     def describe(self, task: object) -> str:
         for thread in threading.enumerate():

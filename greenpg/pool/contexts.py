@@ -14,6 +14,7 @@ import psycopg2
 import psycopg2.errors
 
 from ..connection.connection import AnyCursor, Connection
+from ..connection.deadlines import rollback_deadline
 from ..connection.guarded_cursor import Params, Query
 from ..connection.lazy_begin import execute_alone
 from ..connection.transaction import Transaction, TransactionOptions, end_transaction
@@ -52,6 +53,12 @@ class ConnectionContext(Generic[ConnT]):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if isinstance(exc, GeneratorExit):
+            leave_by_task(self._core, self._leave, exc)
+        else:
+            self._leave(exc)
+
+    def _leave(self, exc: BaseException | None) -> None:
         slot = self._slot
         if slot.lent_at != self._lent_at:
             return  # the block has returned it, and it may be somebody else's by now
@@ -89,6 +96,12 @@ class CursorContext(Generic[AnyCursor]):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if isinstance(exc, GeneratorExit):
+            leave_by_task(self._core, self._leave, exc)
+        else:
+            self._leave(exc)
+
+    def _leave(self, exc: BaseException | None) -> None:
         slot = self._slot
         cursor, self._cursor = self._cursor, None
         if slot.lent_at != self._lent_at:
@@ -115,26 +128,45 @@ class TransactionContext(ConnectionContext[ConnT]):
         try:
             self._transaction = conn.transaction(**self._options)  # type: ignore[attr-defined]
             self._transaction.__enter__()
-        except BaseException:
-            super().__exit__(*sys.exc_info())
+        except BaseException as exception:
+            super()._leave(exception)
             raise
         return conn
 
     def __exit__(  # type: ignore[override]  # the others never settle an error
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool:
+        if isinstance(exc, GeneratorExit):
+            leave_by_task(self._core, self._leave, exc)
+            return False
+        return self._leave(exc)
+
+    def _leave(self, exc: BaseException | None) -> bool:  # type: ignore[override]
         transaction, self._transaction = self._transaction, None
         if transaction is None or self._slot.lent_at != self._lent_at:
             return False
         try:
-            is_settled: bool = transaction.__exit__(exc_type, exc, traceback)
-        except BaseException:
-            super().__exit__(*sys.exc_info())
+            is_settled: bool = transaction.__exit__(None if exc is None else type(exc), exc, None)
+        except BaseException as exception:
+            super()._leave(exception)
             raise
-        if is_settled:
-            exc_type = exc = traceback = None
-        super().__exit__(exc_type, exc, traceback)
+        super()._leave(None if is_settled else exc)
         return is_settled
+
+
+def leave_by_task(core: PoolCore, leave: Callable[[BaseException], object], exc: BaseException) -> None:
+    """Leave a block in a task of its own, since its generator is being closed. That may be done by a finalizer, which
+    runs in whatever task there is, in the hub, or while a pool's mutex is held: nothing may be waited for there."""
+    exc.__traceback__ = None  # the frames would wait for the task, too
+    if not sys.is_finalizing():  # else the process ends with all of its connections
+        hub().spawn(_leave_abandoned, core.options.name, leave, exc)
+
+
+def _leave_abandoned(name: str, leave: Callable[[BaseException], object], exc: BaseException) -> None:
+    try:
+        leave(exc)
+    except Exception as error:
+        logger.warning("pool %r: giving back the connection of an abandoned block failed: %s", name, error)
 
 
 def finish(core: PoolCore, slot: Slot, exc: BaseException | None) -> None:
@@ -147,19 +179,24 @@ def finish(core: PoolCore, slot: Slot, exc: BaseException | None) -> None:
         else:
             note_error(core, slot, exc)
             try:
-                end_transaction(conn, commit=False)
+                with rollback_deadline(conn._gate, exc):
+                    end_transaction(conn, commit=False)
             except Exception as error:
                 if is_interruption(error):
                     raise
                 logger.warning("rollback after %s failed: %s", type(exc).__name__, error)
     finally:
         # Killed in the commit or not: the pool looks at the connection's state and does what is needed.
-        try:
-            give_back(core, slot)
-        except BaseException as error:
-            if is_committed and commit_outcome(error) is None:
-                note_commit_outcome(error, COMMITTED)
-            raise
+        _give_back(core, slot, is_committed)
+
+
+def _give_back(core: PoolCore, slot: Slot, is_committed: bool) -> None:
+    try:
+        give_back(core, slot)
+    except BaseException as error:
+        if is_committed and commit_outcome(error) is None:
+            note_commit_outcome(error, COMMITTED)
+        raise
 
 
 def run_repeatedly(
@@ -195,7 +232,7 @@ def run_one_shot(
     On a connection whose BEGIN says more than that (its isolation level ...) it's a transaction, which takes two.
     """
     slot = lend(core, timeout)
-    conn = slot.conn
+    conn, is_done = slot.conn, False
     try:
         cur = conn.cursor(None, cursor_factory)
         is_transaction = not conn.autocommit and slot.settings.puts_more_into_begin
@@ -208,16 +245,17 @@ def run_one_shot(
                 execute_alone(conn, cur, query, vars)
                 result = fetch(cur)
         except BaseException as error:
-            is_done = not is_transaction and cur.statusmessage is not None
+            is_done = not is_transaction and bool(cur.statusmessage)  # "" after an error, None if nothing was sent
             _note_outcome(conn, error, COMMITTED if is_done else ROLLED_BACK)
             raise
+        is_done = True
         cur.close()
         return result
     except psycopg2.Error as error:
         note_error(core, slot, error)
         raise
     finally:
-        give_back(core, slot)
+        _give_back(core, slot, is_done)
 
 
 def _note_outcome(conn: Connection, error: BaseException, outcome: str) -> None:

@@ -7,18 +7,20 @@ is what users see of it.
 from __future__ import annotations
 
 import random
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Protocol
 
 from ..connection.connection import Connection
+from ..connection.remains import Remains
 from ..errors import PoolClosed
 from ..hubs import Event, hub
 from .health import close_quietly
 from .histograms import Histograms
 from .ledger import Ledger
 from .options import PoolOptions
-from .slot import CLOSED, Slot
+from .slot import CLOSED, ENDING, Slot
 from .stats import Stats
 from .tasks import Keeper, Workers
 
@@ -33,7 +35,7 @@ class Opener(Protocol):
         """
 
     def close(self, slot: Slot, conn: Connection) -> None:
-        """Close the slot's connection, whatever state it is in. Mustn't raise."""
+        """The slot's connection is going to be closed, whatever state it is in. Mustn't raise."""
 
 
 class PoolCore:
@@ -45,6 +47,7 @@ class PoolCore:
         "current_task",
         "generation",
         "histograms",
+        "hold",
         "is_closed",
         "keeper",
         "ledger",
@@ -99,6 +102,7 @@ class PoolCore:
     def ask_hub(self) -> None:
         """The program's hub may have been chosen since the pool was made."""
         self.current_task = hub().current
+        self.hold = hub().hold
         self.now = hub().now
 
     def open_by(self, opener: Opener) -> None:
@@ -132,6 +136,7 @@ class PoolCore:
         self.ledger.stop_keeping()
         idle = self.ledger.remove_idle()
         self.ledger.remove_unbegun()
+        self.ledger.remove_ending()
         self.ledger.fail_line(
             lambda: PoolClosed(f"the pool {self.options.name!r} was closed while the request was waiting")
         )
@@ -147,12 +152,11 @@ class PoolCore:
         if not is_wanted:
             self.close_connection(slot, slot.conn)
 
-    def close_connection(self, slot: Slot, conn: Connection) -> None:
-        """Close the slot's connection, whatever state it is in. Only an opener's way to do it may suspend."""
-        if self.opener is None:
-            close_quietly(conn)
-        else:
+    def close_connection(self, slot: Slot, conn: Connection) -> Remains | None:
+        """`close_quietly()` the slot's connection, and tell its opener. Only an opener's way to do it may suspend."""
+        if self.opener is not None:
             self.opener.close(slot, conn)
+        return close_quietly(conn)
 
     def add(self, slot: Slot, conn: Connection) -> bool:
         """A new connection for a slot that was OPENING, which has its settings already. False: it is out of date."""
@@ -191,12 +195,25 @@ class PoolCore:
             if not self.is_closed:
                 self.ledger.replace_lost()
 
-    def discard(self, slot: Slot) -> None:
-        """Close the connection, and reserve a slot for another one if it's needed: `opening.discard()` opens that."""
-        self.close_connection(slot, slot.conn)  # before the slot is free: the server never sees more than max_size
+    def discard(self, slot: Slot, is_silent: bool) -> Remains | None:
+        """Close the connection. None: a slot is reserved for another one, if it's needed; `opening.replace()` opens it.
+        Otherwise the slot is kept until the server's process has ended, lest there be more than `max_size`; but not for
+        one that says nothing."""
+        remains = self.close_connection(slot, slot.conn)
         with self.mutex:
+            if remains is not None and not is_silent and not self.is_closed and self.ledger.max_size < sys.maxsize:
+                self.ledger.move(slot, ENDING)
+                return remains
             self.ledger.move(slot, CLOSED)
             if not self.is_closed:
+                self.ledger.replace_lost()
+        return None
+
+    def ended(self, slot: Slot) -> None:
+        """The server's process for an ENDING slot has ended."""
+        with self.mutex:
+            if slot.state is ENDING and slot in self.ledger.slots:  # else it was closed, or forked, meanwhile
+                self.ledger.move(slot, CLOSED)
                 self.ledger.replace_lost()
 
     def drain(self) -> list[Slot]:

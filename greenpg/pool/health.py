@@ -8,7 +8,9 @@ import psycopg2
 from psycopg2 import extensions
 
 from ..connection.connection import Connection
+from ..connection.interrupting import cut_off
 from ..connection.lazy_begin import execute_alone
+from ..connection.remains import Remains, say_goodbye
 from ..hubs import hub
 
 logger = logging.getLogger("greenpg.pool")
@@ -22,6 +24,9 @@ _STATUS_NAMES = {
     extensions.TRANSACTION_STATUS_INERROR: "INERROR",
     extensions.TRANSACTION_STATUS_UNKNOWN: "UNKNOWN",
 }
+
+#: Seconds for the answer to a ping.
+PING_TIMEOUT = 5.0
 
 #: How often a socket may have had something to read (notices, notifications) before it's taken to be at its end.
 _MOST_READS = 10
@@ -48,14 +53,22 @@ def is_alive(conn: Connection) -> bool:
 
 
 def ping(conn: Connection) -> None:
-    """Raise if the connection doesn't work. Suspends for a round trip; leaves no transaction behind."""
-    with conn.cursor() as cur:
+    """Raise if the connection doesn't work, or doesn't say so within `PING_TIMEOUT`. Suspends for a round trip; leaves
+    no transaction behind."""
+    with conn.cursor() as cur, conn.deadline(PING_TIMEOUT):
         execute_alone(conn, cur, "SELECT 1", None)
 
 
-def close_quietly(conn: Connection) -> None:
-    """Close it, whatever state it is in. Doesn't suspend."""
+def close_quietly(conn: Connection) -> Remains | None:
+    """Close it, whatever state it is in. Doesn't suspend, unless a task waits in it. What tells when its server process
+    has ended, None if it has."""
+    gate = conn._gate
     try:
-        conn.close()
+        if gate.owner is not None or conn.closed:
+            conn.close()  # the owner is thrown out
+        elif conn.get_transaction_status() == extensions.TRANSACTION_STATUS_ACTIVE:
+            cut_off(conn)
+        return say_goodbye(conn)
     except Exception as error:
         logger.warning("closing %s failed: %s", conn, error)
+        return None

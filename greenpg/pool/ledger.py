@@ -4,9 +4,10 @@ Pure bookkeeping: every method is called with the pool's mutex held, none suspen
 
     state      the slot belongs to             may become
     OPENING    the task that connects          IDLE LENT CLOSED
-    IDLE       the pool                        LENT RESETTING CLOSED
-    LENT       the task that took it           IDLE LENT RESETTING CLOSED    (LENT: handed on to the head of the line)
-    RESETTING  the task that cleans it         IDLE LENT CLOSED
+    IDLE       the pool                        LENT RESETTING ENDING CLOSED
+    LENT       the task that took it           IDLE LENT RESETTING ENDING CLOSED    (LENT: handed on in the line)
+    RESETTING  the task that cleans it         IDLE LENT ENDING CLOSED
+    ENDING     the server, whose process for the closed connection has not ended yet     CLOSED
     CLOSED     nobody; out of the table        -
 
 `Ledger.move()` alone changes a slot's state.
@@ -25,7 +26,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from ..hubs import Event
-from .slot import CLOSED, IDLE, LENT, OPENING, RESETTING, TRANSITIONS, Slot, SlotState
+from .slot import CLOSED, ENDING, IDLE, LENT, OPENING, RESETTING, TRANSITIONS, Slot, SlotState
 
 
 class Ledger:
@@ -45,6 +46,7 @@ class Ledger:
         self.idle: deque[Slot] = deque()
         self.opening: set[Slot] = set()
         self.resetting: set[Slot] = set()
+        self.ending: set[Slot] = set()
         #: Who waits, first come first served: O(1) to join, to serve the head, to leave from the middle. An event is
         #: set once, to the slot that is handed over or to the exception to raise, by whoever takes it out of the line.
         #: Not a dict: taking the first key again and again gets slow there.
@@ -86,12 +88,12 @@ class Ledger:
 
     @property
     def lent_count(self) -> int:
-        return len(self.slots) - len(self.idle) - len(self.opening) - len(self.resetting)
+        return len(self.slots) - len(self.idle) - len(self.opening) - len(self.resetting) - len(self.ending)
 
     @property
     def open_count(self) -> int:
         """Connections that there are, whoever has them."""
-        return len(self.slots) - len(self.opening)
+        return len(self.slots) - len(self.opening) - len(self.ending)
 
     def move(self, slot: Slot, state: SlotState) -> None:
         """Give the slot to somebody else. AssertionError if the table at the head of this file doesn't allow that."""
@@ -108,11 +110,13 @@ class Ledger:
             if len(idle) < self.least_idle:
                 self.least_idle = len(idle)
         elif old is not LENT:
-            (self.opening if old is OPENING else self.resetting).remove(slot)
+            (self.opening if old is OPENING else self.resetting if old is RESETTING else self.ending).remove(slot)
         if state is IDLE:
             self.idle.append(slot)
         elif state is RESETTING:
             self.resetting.add(slot)
+        elif state is ENDING:
+            self.ending.add(slot)
         elif state is CLOSED:
             self.slots.remove(slot)
 
@@ -202,7 +206,8 @@ class Ledger:
 
     def replace_lost(self) -> None:
         """A connection was lost: reserve a slot for another one if it's needed."""
-        if len(self.slots) < self.min_size or (self.line and len(self.slots) < self.max_size):
+        is_wanted = len(self.opening) < len(self.line) and len(self.slots) < self.max_size
+        if len(self.slots) < self.min_size or is_wanted:
             self.reserve()
 
     def remove_idle(self) -> list[Slot]:
@@ -216,6 +221,11 @@ class Ledger:
         """Give up what nobody has begun to open."""
         while self.to_open:
             self.move(self.to_open.popleft(), CLOSED)
+
+    def remove_ending(self) -> None:
+        """The servers' processes that have not ended yet count no more."""
+        for slot in list(self.ending):
+            self.move(slot, CLOSED)
 
     def remove_unused(self) -> Slot | None:
         """Take the connection that has been idle for longest out of the table, if one wasn't needed since the last
@@ -245,6 +255,7 @@ class Ledger:
         assert not by_state[CLOSED], "a closed slot is in the table"
         assert by_state[OPENING] == self.opening, "OPENING slots are out of step"
         assert by_state[RESETTING] == self.resetting, "RESETTING slots are out of step"
+        assert by_state[ENDING] == self.ending, "ENDING slots are out of step"
         assert by_state[IDLE] == set(self.idle) and len(self.idle) == len(by_state[IDLE]), "IDLE slots are out of step"
         assert self.opening.issuperset(self.to_open), "what is to be opened isn't OPENING"
         assert len(by_state[LENT]) == self.lent_count

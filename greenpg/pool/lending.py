@@ -10,18 +10,23 @@ import logging
 import operator
 import traceback
 
-from ..errors import PoolClosed, PoolTimeout, TooManyRequests, is_interruption
+from ..errors import DeadlineExceeded, PoolClosed, PoolTimeout, TooManyRequests, is_interruption
 from ..hubs import Event, hub
 from .core import PoolCore
-from .health import is_alive, ping
+from .health import PING_TIMEOUT, is_alive, ping
 from .lifecycle import open_if_needed
 from .opening import Backoff, describe, replace, start_workers
 from .options import check_not_negative
-from .slot import LENT, Slot
+from .slot import LENT, RESETTING, Slot
 
 logger = logging.getLogger("greenpg.pool")
 
-_HOLDER = operator.methodcaller("holding_task")
+#: Of the time that a request has, so much goes to the check of one connection; but so many seconds at least.
+_SHARE_OF_CHECKS, _SHORTEST_CHECK = 0.4, 0.01
+#: A connection that says nothing for so many seconds speaks for all that are as old.
+_SILENCE = 1.0
+
+_HOLDER = operator.attrgetter("holder")
 
 
 def lend(core: PoolCore, timeout: float | None) -> Slot:
@@ -50,7 +55,7 @@ def lend(core: PoolCore, timeout: float | None) -> Slot:
         now = core.now()
     # From here to the caller nothing suspends, so nobody can be killed with the slot in hand.
     slot.lent_by = core
-    slot.holder = core.current_task()
+    slot.holder = core.hold(core.current_task())
     slot.lent_at = now
     if options.leak_after is not None:
         slot.stack = traceback.format_list(traceback.extract_stack(limit=12)[:-2])
@@ -132,7 +137,7 @@ def _report_deadlock(core: PoolCore, task: object | None) -> None:
     other can come? Doesn't suspend."""
     ledger = core.ledger
     waiting = core.current_task() if task is None else task
-    if waiting in map(_HOLDER, list(ledger.slots)) and len(ledger.slots) >= ledger.max_size:
+    if core.hold(waiting) in map(_HOLDER, list(ledger.slots)) and len(ledger.slots) >= ledger.max_size:
         hub().spawn(  # logging may suspend
             logger.warning,
             "pool %r: probable deadlock: %s holds a connection and waits for another one, and all %d are taken",
@@ -151,12 +156,13 @@ def _timeout_error(core: PoolCore, timeout: float) -> PoolTimeout:
             f"{size} of {ledger.max_size} connections, {lent} lent, {len(ledger.opening)} connecting, "
             f"{waiting} requests waiting"
         )
+        if ledger.ending:
+            counts += f", {len(ledger.ending)} closed ones still busy at the server"
         longest = ledger.longest_lent()
-        held = longest and (longest.holding_task(), core.now() - longest.lent_at)
+        held = longest and (longest.describe_holder(), core.now() - longest.lent_at)
     text = f"couldn't get a connection from pool {core.options.name!r} after {timeout:.2f} s: {counts}"
     if held:
-        holder = "a task that has ended" if held[0] is None else hub().describe(held[0])
-        text += f"; {holder} has held one for {held[1]:.1f} s"
+        text += f"; {held[0]} has held one for {held[1]:.1f} s"
     if error is not None:
         text += f"; last connection error: {describe(error)}"
     return PoolTimeout(text, size=size, lent=lent, waiting=waiting)
@@ -172,10 +178,9 @@ def _ensure_healthy(core: PoolCore, slot: Slot, now: float, timeout: float) -> S
     """
     deadline = now + timeout
     backoff: Backoff | None = None
-    while not _is_healthy(core, slot):
+    while not _is_healthy(core, slot, deadline):
         core.stats.connections_lost += 1
         was_fresh = slot.opened_at >= now
-        replace(core, slot)
         remaining = deadline - core.now()
         if remaining <= 0:
             core.stats.requests_errors += 1
@@ -189,25 +194,48 @@ def _ensure_healthy(core: PoolCore, slot: Slot, now: float, timeout: float) -> S
     return slot
 
 
-def _is_healthy(core: PoolCore, slot: Slot) -> bool:
+def _is_healthy(core: PoolCore, slot: Slot, deadline: float) -> bool:
+    """False: it is replaced. Suspends for a part of the time until the deadline: what is left is for another one."""
     conn, options = slot.conn, core.options
+    started = core.now()
     try:
         if not is_alive(conn):
             logger.warning("pool %r: discarding a connection that the server has closed: %s", options.name, conn)
             core.suspect_all()
+            replace(core, slot)
             return False
-        if slot.is_suspect or core.now() - slot.unchecked_until > options.check_idle:
-            ping(conn)
-            slot.proved()
-        if options.check is not None:
-            options.check(conn)
+        needs_ping = slot.is_suspect or started - slot.unchecked_until > options.check_idle
+        if needs_ping or options.check is not None:
+            with conn.deadline(min(max((deadline - started) * _SHARE_OF_CHECKS, _SHORTEST_CHECK), PING_TIMEOUT)):
+                if needs_ping:
+                    ping(conn)
+                    slot.proved()
+                if options.check is not None:
+                    options.check(conn)
     except Exception as error:
         if is_interruption(error):
             replace(core, slot)
             raise
+        is_silent = isinstance(error, DeadlineExceeded) and slot.conn.closed != 0
+        replace(core, slot, is_silent)
+        if is_silent and core.now() - started >= _SILENCE:
+            _close_unused_since(core, started)
         logger.warning("pool %r: discarding a connection that failed its check: %s", options.name, str(error).strip())
         return False
     except BaseException:
         replace(core, slot)
         raise
     return True
+
+
+def _close_unused_since(core: PoolCore, started: float) -> None:
+    """A connection has been silent: the others that nobody has used since are so, too, but would be tried one after
+    the other."""
+    with core.mutex:
+        silent = [slot for slot in core.ledger.idle if slot.unchecked_until < started]
+        for slot in silent:
+            core.ledger.move(slot, RESETTING)
+    core.suspect_all()
+    for slot in silent:
+        core.stats.connections_lost += 1
+        replace(core, slot, is_silent=True)

@@ -6,12 +6,14 @@ A task has the pool's core by a weak reference while it waits: a pool that is fo
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import random
 import weakref
 from typing import Any
 
-from ..connection.connect.connecting import connect
+from ..connection.connect.connecting import connect_as_instrumented
+from ..connection.connect.dsn import checked_dsn
 from ..connection.connection import Connection
 from ..errors import is_interruption
 from ..hubs import hub
@@ -64,10 +66,21 @@ def start_workers(core: PoolCore) -> None:
             raise
 
 
-def replace(core: PoolCore, slot: Slot) -> None:
-    """Close the slot's connection, and open another one if it's needed. Doesn't suspend."""
-    core.discard(slot)
-    start_workers(core)
+def replace(core: PoolCore, slot: Slot, is_silent: bool = False) -> None:
+    """Close the slot's connection, and open another one if it's needed: when the server's process has ended, or at once
+    if the connection is silent. Doesn't suspend."""
+    remains = core.discard(slot, is_silent)
+    if remains is None:
+        start_workers(core)
+    else:
+        remains.when_over(functools.partial(_ended, weakref.ref(core), slot))
+
+
+def _ended(core_ref: weakref.ref[PoolCore], slot: Slot) -> None:
+    core = core_ref()
+    if core is not None:
+        core.ended(slot)
+        start_workers(core)
 
 
 def _work(core_ref: weakref.ref[PoolCore], workers: Workers) -> None:
@@ -205,11 +218,8 @@ def connect_for(core: PoolCore, slot: Slot) -> Connection:
     options = core.options
     conninfo = options.conninfo() if callable(options.conninfo) else options.conninfo
     kwargs: dict[str, Any] = dict((options.kwargs() if callable(options.kwargs) else options.kwargs) or {})
-    conn: Connection = connect(  # type: ignore[assignment]  # which puts Connection under the class
-        conninfo,
-        connection_factory=options.connection_class,
-        cursor_factory=kwargs.get("cursor_factory"),
-        **for_libpq(kwargs),
+    conn: Connection = connect_as_instrumented(
+        checked_dsn(conninfo, **for_libpq(kwargs)), options.connection_class, kwargs.get("cursor_factory")
     )
     try:
         if kwargs.get("autocommit"):

@@ -231,7 +231,7 @@ class ConnectionPool(ManagedPool[ConnT]):
             frame = sys._getframe(1)
             slot.taken_at = (frame.f_code, frame.f_lineno)
             lent_at = slot.lent_at
-            slot.forget_holder = hub().on_end(slot.holder, lambda: take_back_from_ended(core, slot, lent_at))
+            slot.forget_holder = hub().on_end(core.current_task(), lambda: take_back_from_ended(core, slot, lent_at))
         return slot.conn  # type: ignore[return-value]
 
     def putconn(self, conn: extensions.connection) -> None:

@@ -8,6 +8,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from ..connection.connection import Connection
+from ..connection.deadlines import ROLLBACK_TIMEOUT, DeadlineBlock
 from ..connection.lazy_begin import execute_alone
 from ..errors import is_interruption
 from ..hubs import hub
@@ -22,6 +23,9 @@ _CLOSED_BY_USER = 1  # psycopg2's `closed` is 2 after a failure
 
 #: SQLSTATEs after which a connection isn't lent again: the server is going, or it isn't the primary any more.
 _EVICTING = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25006"})
+
+#: Seconds that the session reset may take.
+_RESET_TIMEOUT = 10.0
 
 #: What DISCARD ALL does, but for the plans of prepared statements; DISCARD ALL itself can't share a round trip. And the
 #: setting that psycopg2 makes when it connects.
@@ -84,24 +88,27 @@ def take_back_from_ended(core: PoolCore, slot: Slot, lent_at: float) -> None:
     """The task that took the connection has ended. Called in the hub, where nothing may suspend."""
     if slot.lent_at != lent_at or slot.lent_by is not core:
         return
-    if slot.conn._gate.last_user not in (None, hash(slot.holder)):
-        return  # another task goes on with it
-    code, line = slot.taken_at or (None, 0)
-    logger.warning(
-        "pool %r: %s ended without returning the connection that it took in %s, line %d (%s); it is taken back",
-        core.options.name,
-        hub().describe(slot.holder),
-        code and code.co_filename,
-        line,
-        code and code.co_name,
-    )
     slot.forget_holder = None
-    hub().spawn(_give_back_if_lent, core, slot, lent_at)
+    task = None if slot.holder is None else slot.holder()
+    if slot.conn._gate.last_user in (None, hash(task)):  # else another task goes on with it
+        hub().spawn(_take_back, core, slot, lent_at, slot.describe_holder())
 
 
-def _give_back_if_lent(core: PoolCore, slot: Slot, lent_at: float) -> None:
-    if slot.lent_at == lent_at:
+def _take_back(core: PoolCore, slot: Slot, lent_at: float, holder: str) -> None:
+    if slot.lent_at != lent_at:
+        return
+    code, line = slot.taken_at or (None, 0)
+    try:
         give_back(core, slot)
+    finally:
+        logger.warning(
+            "pool %r: %s ended without returning the connection that it took in %s, line %d (%s); it is taken back",
+            core.options.name,
+            holder,
+            code and code.co_filename,
+            line,
+            code and code.co_name,
+        )
 
 
 def note_error(core: PoolCore, slot: Slot, error: BaseException) -> None:
@@ -172,7 +179,8 @@ def _clean(core: PoolCore, slot: Slot) -> bool:
         logger.warning("pool %r: closing connection returned while a statement was running: %s", options.name, conn)
         return False
     try:
-        _roll_back(core, conn, status)
+        with DeadlineBlock(conn._gate, ROLLBACK_TIMEOUT):
+            _roll_back(core, conn, status)
         if slot.expires_at <= core.now() or slot.generation != core.generation:
             logger.info("pool %r: discarding expired connection", options.name)
             return False
@@ -212,7 +220,8 @@ def _reset(core: PoolCore, conn: Connection) -> bool:
         if callable(options.reset):
             options.reset(conn)
         else:
-            reset_session(conn)
+            with DeadlineBlock(conn._gate, _RESET_TIMEOUT):
+                reset_session(conn)
             if options.configure is not None:
                 options.configure(conn)
     except Exception as error:

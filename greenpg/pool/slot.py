@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import enum
-import weakref
 from collections.abc import Callable, Sequence
 from types import CodeType
 from typing import Any, Protocol
 
 from ..connection.connection import Connection
 from ..connection.session_settings import SessionSettings
+from ..hubs import hub
 
 
 class SlotState(enum.IntEnum):  # whose hash is C's
@@ -19,16 +19,18 @@ class SlotState(enum.IntEnum):  # whose hash is C's
     IDLE = enum.auto()
     LENT = enum.auto()
     RESETTING = enum.auto()
+    ENDING = enum.auto()
     CLOSED = enum.auto()
 
 
-OPENING, IDLE, LENT, RESETTING, CLOSED = SlotState
+OPENING, IDLE, LENT, RESETTING, ENDING, CLOSED = SlotState
 
 TRANSITIONS = {
     OPENING: frozenset({IDLE, LENT, CLOSED}),
-    IDLE: frozenset({LENT, RESETTING, CLOSED}),
-    LENT: frozenset({IDLE, LENT, RESETTING, CLOSED}),
-    RESETTING: frozenset({IDLE, LENT, CLOSED}),
+    IDLE: frozenset({LENT, RESETTING, ENDING, CLOSED}),
+    LENT: frozenset({IDLE, LENT, RESETTING, ENDING, CLOSED}),
+    RESETTING: frozenset({IDLE, LENT, ENDING, CLOSED}),
+    ENDING: frozenset({CLOSED}),
     CLOSED: frozenset[SlotState](),
 }
 
@@ -85,10 +87,11 @@ class Slot:
         self.unchecked_until = 0.0
         #: Connections of its age were found dead: it needs a ping.
         self.is_suspect = False
-        #: While somebody has it: who has lent it, since when, and the task it was lent to.
+        #: While somebody has it: who has lent it, since when, and a reference (`hub().hold()`) to the
+        #: task it was lent to.
         self.lent_by: Lending | None = None
         self.lent_at = 0.0
-        self.holder: object = None
+        self.holder: Callable[[], object | None] | None = None
         #: Code and line that called getconn(), and what makes the hub forget that the task's end is of interest.
         self.taken_at: tuple[CodeType, int] | None = None
         self.forget_holder: Callable[[], object] | None = None
@@ -134,6 +137,11 @@ class Slot:
         self.is_suspect = True
         self.unchecked_until = 0.0
 
+    def describe_holder(self) -> str:
+        """Who has it, for messages."""
+        task = None if self.holder is None else self.holder()
+        return "a task that is gone" if task is None else hub().describe(task)
+
     def forget_loan(self) -> None:
         """Nobody has it any more, or not by lending."""
         self.lent_by = self.holder = None
@@ -142,15 +150,6 @@ class Slot:
     def watch_end(self, forget: Callable[[], object] | None) -> None:
         """The end of a task is of interest, until the connection is back; `forget` takes that back."""
         self.forget_holder = forget
-
-    def forget_task(self) -> None:
-        """Don't keep the task alive that has the connection."""
-        if not isinstance(self.holder, int):  # a native thread's
-            self.holder = weakref.ref(self.holder)
-
-    def holding_task(self) -> object:
-        """The task that it was lent to, None if that is gone."""
-        return self.holder() if isinstance(self.holder, weakref.ref) else self.holder
 
     # -- the connection's Lender
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import sys
+import functools
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -12,13 +11,10 @@ import psycopg2
 
 from ..connection.guarded_cursor import Params, Query
 from ..errors import ConnectionInUse
-from ..hubs import hub
-from .contexts import finish
+from .contexts import finish, leave_by_task
 from .core import PoolCore
 from .lending import lend
 from .slot import Slot
-
-logger = logging.getLogger("greenpg.pool")
 
 RowT = TypeVar("RowT")
 
@@ -148,22 +144,16 @@ class Stream(Generic[RowT]):
     ) -> None:
         if exc is not None and not self._is_busy:
             self._is_closed = True
-            self._finish(exc)
+            if isinstance(exc, GeneratorExit):
+                self._give_back_later()
+            else:
+                self._finish(exc)
         self.close()
 
+    def _give_back_later(self) -> None:
+        slot, self._slot = self._slot, None
+        if slot is not None and slot.lent_at == self._lent_at:
+            leave_by_task(self._core, functools.partial(finish, self._core, slot), GeneratorExit())
+
     def __del__(self) -> None:
-        # Runs wherever the last reference goes, be it in the hub: nothing may suspend here.
-        slot = self._slot
-        if slot is None or sys.is_finalizing() or slot.lent_at != self._lent_at:
-            return
-        self._slot = None
-        hub().spawn(_give_back_abandoned, self._core, slot)
-
-
-def _give_back_abandoned(core: PoolCore, slot: Slot) -> None:
-    try:
-        finish(core, slot, GeneratorExit())
-    except Exception as error:
-        logger.warning(
-            "pool %r: giving back the connection of an abandoned stream failed: %s", core.options.name, error
-        )
+        self._give_back_later()  # runs wherever the last reference goes, be it in the hub

@@ -76,14 +76,14 @@ def _report_leaks(core: PoolCore, now: float, leak_after: float) -> None:
             for slot in core.ledger.slots
             if slot.state is LENT and slot.lent_at and now - slot.lent_at >= leak_after and slot.stack
         ]
-        reports = [(slot.holding_task(), now - slot.lent_at, slot.conn, slot.stack) for slot in leaks]
+        reports = [(slot.describe_holder(), now - slot.lent_at, slot.conn, slot.stack) for slot in leaks]
         for slot in leaks:
             slot.stack = None  # once
     for holder, seconds, conn, stack in reports:
         logger.warning(
             "pool %r: %s has held a connection for %.1f s (leak_after is %s): %s; last statement: %s; taken at:\n%s",
             core.options.name,
-            hub().describe(holder),
+            holder,
             seconds,
             leak_after,
             conn,

@@ -449,12 +449,12 @@ _EXTRAS = [
     "extras.execute_batch(c{k}, 'SELECT nope %s', [(1,), (2,)])",
 ]
 
-
-#: TODO: put into `rarely()` when a cursor that is executed anew while it is iterated over doesn't hang any more.
-HANGS = (
-    "c0.execute('SELECT generate_series(1, 1200)'); it = iter(c0); next(it); c0.execute('SELECT 5'); "
-    "see(); tell(list(it))"
-)
+#: What greenpg refuses in its own blocks.
+_NOT_INSIDE = [
+    *("conn.commit", "conn.rollback", "conn.autocommit", "conn.set_", "conn.tpc", "conn.reset", "conn.isolation_level"),
+    *("conn.readonly", "conn.deferrable"),
+    *("get_oids", "register_composite"),  # roll back, unless the connection's status says that they may not
+]
 
 
 class _Maker:
@@ -618,6 +618,62 @@ class _Maker:
             lines.append("except psycopg2.Error as error: see(error)")
         return "\n".join(lines)
 
+    def notified(self):
+        """A notification of another connection comes with the next statement, if none is under way."""
+        return self.random.choice(
+            (
+                "c0.execute('LISTEN chan'); conn.commit()",
+                "notify('p'); conn.commit(); c0.execute('SELECT 1')",
+                "notify('p'); conn.rollback(); c1.execute('SELECT 1'); conn.commit()",
+            )
+        )
+
+    def inner(self):
+        """A step for greenpg's blocks, which refuse to have their transaction ended, or changed, under them."""
+        while True:
+            step = self.simple()
+            if not any(text in step for text in _NOT_INSIDE):
+                return step
+
+    def transaction(self):
+        """`conn.transaction()`, nested now and then."""
+        lines = ["with transaction(conn):"]
+        for _ in range(self.random.randint(0, 3)):
+            shape = self.random.random()
+            if shape < 0.5:
+                lines += ["    " + self.inner(), "    see()"]
+            elif shape < 0.75:
+                lines += ["    try:", "        " + self.inner(), "    except Exception as error: see(error)"]
+            else:
+                lines += ["    try:", "        with transaction(conn):", "            " + self.inner()]
+                lines += [
+                    "            see()",
+                    "            " + self.inner(),
+                    "    except Exception as error: see(error)",
+                ]
+        if self.random.random() < 0.2 or len(lines) == 1:
+            lines.append(self.random.choice(("    raise Boom('of the block')", "    see()")))
+        return "\n".join(lines)
+
+    def lent(self):
+        """`pool.connection()`; what one borrower leaves must not reach the next one."""
+        lines = [
+            "conn.close()",
+            "try:",
+            "    with lent() as conn:",
+            "        c0 = conn.cursor(); c1 = conn.cursor(); see()",
+        ]
+        for _ in range(self.random.randint(1, 4)):
+            step = self.simple() if self.random.random() < 0.8 else self.transaction()
+            if "client_encoding" in step or "encod" in step:
+                continue
+            lines += ["        " + line for line in ["try:", *("    " + line for line in step.split("\n"))]]
+            lines += ["        except Exception as error: see(error)"]
+        if self.random.random() < 0.3:
+            lines.append("        " + self.inner())
+        lines += ["finally:", "    conn = connect(); c0 = conn.cursor(); c1 = conn.cursor()"]
+        return "\n".join(lines)
+
     def rarely(self):
         return self.random.choice(
             (
@@ -629,6 +685,8 @@ class _Maker:
                 "del conn, c0, c1",
                 "conn.__enter__()",
                 "it = iter(c0); tell(next(it)); c0.execute('SELECT 5'); see(); tell(list(it))",
+                "c0.execute('SELECT generate_series(1, 1200)'); it = iter(c0); next(it); c0.execute('SELECT 5'); "
+                "see(); tell(list(it))",
                 "for row in c0: tell(row); c1.execute('SELECT 1'); conn.commit()",
                 "c0.connection.cursor().execute('SELECT 1')",
                 "c0.__class__(conn).execute('SELECT 1')",
@@ -655,6 +713,9 @@ class _Maker:
         (kill, 2),
         (cancel, 0.5),
         (block, 8),
+        (transaction, 4),
+        (lent, 2),
+        (notified, 1),
         (rarely, 1),
     )
 

@@ -15,6 +15,8 @@ import zlib
 import psycopg2
 from psycopg2 import extensions, extras, sql
 
+from .blocks import PlainBlocks
+
 SCHEMA = """
 CREATE SEQUENCE s;
 CREATE TABLE t (id int PRIMARY KEY, v text CHECK (v <> 'bad'), n int DEFAULT nextval('s'));
@@ -142,7 +144,9 @@ class BadFile(io.StringIO):
 
 
 class Side:
-    """What differs between the two: how a task is run beside, and how a statement is interrupted."""
+    """What differs between the two: how a task is run beside, how a statement is interrupted, and greenpg's blocks."""
+
+    blocks = PlainBlocks
 
     def run_beside(self, function):
         """Begins the function; what is returned waits for its end."""
@@ -198,8 +202,12 @@ class Session:
         self._log = io.StringIO()
         self._notes = []
         seen = []
+        blocks = self._side.blocks(self._dsn)
         self._namespace = namespace = {
             **_HELPERS,
+            "transaction": blocks.transaction,
+            "lent": blocks.lent,
+            "notify": self._notify,
             "see": self._see,
             "tell": lambda value: self._note({"told": self.show(value)}),
             "kill": self._kill,
@@ -220,6 +228,7 @@ class Session:
         closing = self._tried(conn.close) if isinstance(conn, extensions.connection) else None
         namespace.clear()
         self._namespace = None
+        blocks.close()
         left = self._look()
         if left != self._pristine:
             self._clean()
@@ -306,6 +315,11 @@ class Session:
                     break
                 time.sleep(0.001)
 
+    def _notify(self, payload):
+        """By another connection."""
+        with self._observer.cursor() as cur:
+            cur.execute("SELECT pg_notify('chan', %s)", (payload,))
+
     def _recover(self):
         return sorted(str(xid) for xid in self._namespace["conn"].tpc_recover() if xid.database == self._database)
 
@@ -376,19 +390,18 @@ class Session:
             return repr(value)
         if isinstance(value, int):
             return repr(int(value))
-        if isinstance(value, str | bytes) and len(value) > _LONGEST:
-            return f"{value[:50]!r}... of {len(value)}: {hash_of(value)}"
-        if isinstance(value, str):
-            return repr(self._own_names.sub(self._own_name, value))
         if isinstance(value, bytes):
-            return "b" + repr(self._own_names.sub(self._own_name, value.decode("latin1")))
+            return "b" + self.show(value.decode("latin1"))
+        if isinstance(value, str):
+            text = self._own_names.sub(self._own_name, value)
+            return repr(text) if len(text) <= _LONGEST else f"{text[:50]!r}... of {len(text)}: {hash_of(text)}"
         if isinstance(value, memoryview):
             return f"memoryview({bytes(value)!r})"
         if isinstance(value, extensions.Column):
             type_code = value.type_code if value.type_code < _FIRST_USER_OID else "user"
             return repr((value.name, type_code, *value[2:7], bool(value.table_oid), value.table_column))
         if isinstance(value, extensions.cursor | extensions.connection | extensions.lobject):
-            names = [name for name, thing in self._namespace.items() if thing is value]
+            names = [name for name, thing in self._namespace.items() if thing is value and name != "it"]
             return f"<{_class_name(value)} {names}>"
         if isinstance(value, dict):
             items = ", ".join(f"{self.show(key)}: {self.show(item)}" for key, item in value.items())

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from greenpg.hubs import hub
 
+from .blocks import GreenBlocks
 from .session import Side
 
 
 class GreenSide(Side):
+    blocks = GreenBlocks
+
     def run_beside(self, function):
         done = hub().event()
 

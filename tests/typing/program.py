@@ -94,6 +94,7 @@ def settings(conn: Connection) -> None:
     assert_type(conn.notices, list[str])
     assert_type(conn.statement_deadline, "float | None")
     conn.statement_deadline = 30.0
+    conn.interruption_grace, conn.ending_timeout = 1.0, 30.0
     conn.reset()
 
 
@@ -343,6 +344,7 @@ def pools(dsn: str) -> None:
     assert_type(greenpg.get_pool("types", dsn, min_size=0, max_size=1, reset="rollback"), ConnectionPool)
     greenpg.forget_pool("types")
     greenpg.close_pools(timeout=1.0)
+    greenpg.shutdown(timeout=1.0)
 
 
 def main(dsn: str) -> None:

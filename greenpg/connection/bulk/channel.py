@@ -14,7 +14,7 @@ import psycopg2
 from ... import libpq
 from ...hubs import FdWaiter
 from ..guarded_connection import GuardedConnection
-from ..interrupting import end_deadline
+from ..interrupting import end_deadline_after
 from .pacing import Pacer
 
 # While it can't write, libpq's input is read from time to time: a server that is stuck sending notices reads nothing.
@@ -23,6 +23,10 @@ _NOTICE_INTERVAL = 0.01
 
 class ConnectionLost(Exception):
     """libpq has noticed that the connection is gone; psycopg2's `poll()` says how."""
+
+
+class Refused(Exception):
+    """The server has refused the data of a COPY, and throws away what still comes."""
 
 
 class Channel:
@@ -53,9 +57,12 @@ class Channel:
             if unsent < 0:
                 raise ConnectionLost
             self._wait(self._waiter.wait_write, time.monotonic() + _NOTICE_INTERVAL)
-            if not libpq.function("PQconsumeInput")(pgconn):
-                raise ConnectionLost
+            self._consume()
         self._breathe()
+
+    def _consume(self) -> None:
+        if not libpq.function("PQconsumeInput")(self._pgconn):
+            raise ConnectionLost
 
     def _wait(self, wait: Any, at_most_until: float | None) -> None:
         deadline = self._deadline
@@ -71,9 +78,9 @@ class Channel:
                 raise self._too_late()
             self._pacer.pause()
 
-    def _give_up_later(self) -> float:
-        """From now on the deadline is `END_TIMEOUT` away, no longer the user's. Returns it."""
-        self._deadline = give_up_at = end_deadline()
+    def _give_up_later(self, exception: BaseException | None) -> float:
+        """From now on the deadline is that of an end after this exception, no longer the user's. Returns it."""
+        self._deadline = give_up_at = end_deadline_after(self._conn, exception)
         return give_up_at
 
     def _too_late(self) -> psycopg2.Error:

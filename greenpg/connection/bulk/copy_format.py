@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import functools
 import re
 import uuid
 from collections.abc import Callable, Sequence
@@ -53,7 +54,11 @@ class RowFormat:
             | {character: self._backslash + character for character in self._backslashes}
         )
         self._must_escape = re.compile(f"[\t\n\r\b\v\f{re.escape(self._backslashes)}]").search
-        self._formatters = _FORMATTERS | dict.fromkeys((bytes, bytearray, memoryview), self._hexadecimal)
+        self._formatters = _FORMATTERS | dict.fromkeys(
+            # not a method: it would refer to the connection in a circle
+            (bytes, bytearray, memoryview),
+            functools.partial(_hexadecimal, self._backslash),
+        )
 
     def line(self, row: Sequence[Any]) -> str:
         """The line for a row, its end included.
@@ -119,8 +124,9 @@ class RowFormat:
             text = text.replace(character, self._backslash + character)
         return '"' + text + '"'
 
-    def _hexadecimal(self, value: Any) -> str:
-        return f"{self._backslash}x{value.hex()}"
+
+def _hexadecimal(backslash: str, value: Any) -> str:
+    return f"{backslash}x{value.hex()}"
 
 
 def _unescaped(match: re.Match[bytes]) -> bytes:

@@ -8,6 +8,7 @@ libpq directly, result by result, so that each row's count, and the row that fai
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import psycopg2
@@ -20,20 +21,20 @@ from ..gate import Occupant
 from ..guarded_connection import GuardedConnection
 from ..guarded_cursor import GuardedCursor, Params, Query
 from ..interrupting import cut_off, note_first
+from ..lazy_begin import show_refused
 from ..server_errors import text_codec
 from .channel import ConnectionLost
-from .copy_channel import end_stray_copy
 from .pacing import Pacer
 from .page_channel import PageChannel
+from .row_by_row import RowByRow
 from .row_errors import SEPARATOR, error_of_page, note_row
 
 _cursor = extensions.cursor
 _execute: Any = _cursor.execute
-_executemany: Any = _cursor.executemany
 _mogrify: Any = _cursor.mogrify
-_rowcount: Any = _cursor.rowcount.__get__
 _IDLE = extensions.TRANSACTION_STATUS_IDLE
 _INTRANS = extensions.TRANSACTION_STATUS_INTRANS
+_INERROR = extensions.TRANSACTION_STATUS_INERROR
 _ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
 
 #: A page is sent when it has so many rows, or so many bytes.
@@ -47,13 +48,13 @@ def run_pages(cursor: GuardedCursor, query: Query, vars_list: Iterable[Params]) 
     If there is none after the first row, that is in autocommit, the others go one by one as well.
     """
     conn = cursor.connection
-    rows = iter(vars_list)
-    call = _Call(cursor, query)
-    for row in rows:
-        call.execute_alone((row,))
-        break
-    else:
-        call.execute_alone(())  # psycopg2 looks at the cursor's state and does nothing
+    call = RowByRow(cursor, query)
+    try:
+        rows = iter(vars_list)
+    except TypeError:
+        return call.pass_on(vars_list)
+    call.execute_alone(islice(rows, 1))  # psycopg2 looks at the cursor's state before it asks for a row
+    if not call.done:
         return
     statement = None
     if conn.get_transaction_status() == _INTRANS:
@@ -63,7 +64,7 @@ def run_pages(cursor: GuardedCursor, query: Query, vars_list: Iterable[Params]) 
     else:
         # A generator is only asked for rows while nothing is under way: it may wait for other tasks that need them.
         _Pages(call, statement, rows, in_advance=isinstance(vars_list, list | tuple)).run()
-    cursor._note_rowcount(call.rowcount)
+    call.show_sum()
 
 
 def _joinable(query: Query, conn: GuardedConnection, cursor: GuardedCursor) -> bytes | None:
@@ -75,55 +76,6 @@ def _joinable(query: Query, conn: GuardedConnection, cursor: GuardedCursor) -> b
     return None if b";" in text else text
 
 
-class _Call:
-    """One `executemany()` under way: what it has done, and psycopg2's way of doing it."""
-
-    def __init__(self, cursor: GuardedCursor, query: Query) -> None:
-        self.cursor = cursor
-        self.conn = cursor.connection
-        self._query = query
-        #: The sum; -1 when a row's count is.
-        self.rowcount = 0
-        self.done = 0  # rows
-
-    def count(self, rowcount: int) -> None:
-        self.rowcount = -1 if rowcount == -1 or self.rowcount == -1 else self.rowcount + rowcount
-
-    def execute_alone(self, rows: Iterable[Any]) -> None:
-        """psycopg2's way: a round trip for each row."""
-        self._run(rows, lambda counted: _executemany(self.cursor, self._query, counted))
-
-    def execute_statement(self, statement: bytes) -> None:
-        """The same for a row whose statement is made already."""
-        self._run(((),), lambda counted: [_execute(self.cursor, statement) for _ in counted])
-
-    def _run(self, rows: Iterable[Any], execute: Callable[[Iterator[Any]], object]) -> None:
-        conn = self.conn
-        gate = conn._gate
-        outer_call = gate.enter("executemany")
-        begun = 0
-
-        def counted() -> Iterator[Any]:
-            nonlocal begun
-            for row in rows:
-                begun += 1
-                yield row
-
-        try:
-            execute(counted())
-        except Exception as error:
-            if begun and gate.interruption is None:
-                note_row(error, self.done + begun - 1)
-            if isinstance(error, psycopg2.ProgrammingError):
-                end_stray_copy(conn, error)
-            raise
-        finally:
-            gate.leave(outer_call)
-        self.done += begun
-        if begun:
-            self.count(_rowcount(self.cursor))
-
-
 class _Pages(Occupant):
     """Makes statements of the rows, and sends them by pages.
 
@@ -131,7 +83,7 @@ class _Pages(Occupant):
     Then it is brought to rest first, and as psycopg2 would have it: all rows before have been executed.
     """
 
-    def __init__(self, call: _Call, statement: bytes, rows: Iterator[Any], *, in_advance: bool) -> None:
+    def __init__(self, call: RowByRow, statement: bytes, rows: Iterator[Any], *, in_advance: bool) -> None:
         self._call = call
         self._cursor = call.cursor
         self._conn = call.conn
@@ -147,6 +99,8 @@ class _Pages(Occupant):
         self._held_back: list[Any] = []
         #: The page that the server works on.
         self._flight: tuple[PageChannel, list[bytes]] | None = None
+        #: A row's arguments can't be merged into the statement.
+        self._is_refused = False
         #: What went wrong when the connection was brought to rest: the user's code may have caught it.
         self._failure: BaseException | None = None
 
@@ -158,11 +112,16 @@ class _Pages(Occupant):
             is_of_the_users_code = self._failure is None and isinstance(error, Exception) and not is_interruption(error)
             if is_of_the_users_code and not self._conn.closed:
                 self._settle()  # psycopg2 would have executed the rows before; if one of them fails, that came first
+                if self._is_refused:
+                    show_refused(self._cursor)
+                else:
+                    self._call.show_sum()
             elif self._flight is not None:
                 self._cancel(error)
             raise
         finally:
             self._gate.vacate(self)
+            self._failure = None  # its traceback refers to this
 
     def _run(self) -> None:
         cursor, statement, held_back = self._cursor, self._statement, self._held_back
@@ -177,6 +136,7 @@ class _Pages(Occupant):
             try:
                 mogrified = _mogrify(cursor, statement, held_back.pop())
             except Exception as error:
+                self._is_refused = True
                 if self._failure is None and not is_interruption(error):
                     under_way = 0 if self._flight is None else len(self._flight[1])
                     note_row(error, self._call.done + under_way + len(self._page))
@@ -281,7 +241,9 @@ class _Pages(Occupant):
                 call.count(rowcount)
             commands = len(channel.rowcounts)
             if failure is not None:
-                raise error_of_page(failure, page, commands, call.done, self._cursor)
+                error, statement = error_of_page(failure, page, commands, call.done, self._cursor)
+                self._show_failed(statement)
+                raise error
             if commands != len(page):
                 raise psycopg2.ProgrammingError(
                     f"rows {call.done} to {call.done + len(page) - 1} of executemany() were {commands} commands for "
@@ -292,6 +254,20 @@ class _Pages(Occupant):
         except BaseException as error:
             self._failure = error
             raise
+
+    def _show_failed(self, statement: bytes | None) -> None:
+        """Leave the cursor as psycopg2 would: the statement is refused now, and the cursor shows that it has failed."""
+        if statement is None or self._conn.closed or self._conn.get_transaction_status() != _INERROR:
+            return
+        self._gate.vacate(self)
+        outer_call = self._gate.enter("executemany")
+        try:
+            _execute(self._cursor, statement)
+        except psycopg2.Error as error:
+            if is_interruption(error):
+                raise
+        finally:
+            self._gate.leave(outer_call)
 
     def _wait(self, transfer: Callable[[], libpq.Result | None]) -> libpq.Result | None:
         """Send the page, or read its results, the first error if there is one. If it raises, the connection is at rest
@@ -318,7 +294,7 @@ class _Pages(Occupant):
             return
         with self._gate.occupied():
             try:
-                channel.cancel()
+                channel.cancel(exception)
             except BaseException as second:
                 cut_off(conn)
                 if is_interruption(second) or not isinstance(second, psycopg2.Error | ConnectionLost):

@@ -50,9 +50,9 @@ class PageChannel(Channel):
                 cut_off(self._conn)
                 raise psycopg2.NotSupportedError("executemany() can't run COPY")
 
-    def cancel(self) -> None:
-        """Bring it to its end on the server, whatever that is. Takes `END_TIMEOUT` at most, then raises."""
-        give_up_at = self._give_up_later()
+    def cancel(self, exception: BaseException) -> None:
+        """Bring it to its end on the server, whatever that is, because of the exception. See `end_deadline_after()`."""
+        give_up_at = self._give_up_later(exception)
         self._flush()
         self._results = CommandResults(self._pgconn)
         end_on_server(self._conn, self, give_up_at)

@@ -23,8 +23,9 @@ _OF_THE_MESSAGE = frozenset({"22021", "22P05"})
 
 def error_of_page(
     failure: libpq.Result, page: list[bytes], succeeded: int, first_row: int, cursor: GuardedCursor
-) -> psycopg2.Error:
-    """The error for a page's failure, after so many of its statements have succeeded. Doesn't suspend."""
+) -> tuple[psycopg2.Error, bytes | None]:
+    """The error for a page's failure, after so many of its statements have succeeded, and the statement that is to
+    blame, if it is known. Doesn't suspend."""
     conn = cursor.connection
     codec = text_codec(conn)
     row: int | None = succeeded
@@ -46,9 +47,9 @@ def error_of_page(
     if row is None:
         _add_note(error, f"executemany(): one of the rows {first_row} to {first_row + len(page) - 1} (from 0)")
         set_attribute(error, "row_index", None)
-    else:
-        note_row(error, first_row + row)
-    return error
+        return error, None
+    note_row(error, first_row + row)
+    return error, page[row] if row < len(page) else None
 
 
 def note_row(error: BaseException, row: int) -> None:

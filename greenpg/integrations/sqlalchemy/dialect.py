@@ -14,7 +14,7 @@ from sqlalchemy.engine.url import URL
 from ...connection.connect.connecting import connect
 from ...connection.connection import Connection
 from ...connection.patching import psycopg2_connects_green
-from ...pool.health import is_alive
+from ...pool.health import close_quietly, is_alive
 from .keeping import keep_connection
 from .pool import GreenpgPool
 from .record import SlotRecord
@@ -62,6 +62,15 @@ class PGDialect_greenpg(PGDialect_psycopg2):  # named as SQLAlchemy names its ow
         if not is_alive(dbapi_connection):
             raise psycopg2.OperationalError("the server has closed the connection")
         return True
+
+    def do_close(self, dbapi_connection: Any) -> None:
+        """Close it; its pool may ask when its server process has ended."""
+        if isinstance(dbapi_connection, Connection):
+            close_quietly(dbapi_connection)
+        else:
+            super().do_close(dbapi_connection)
+
+    do_terminate = do_close
 
     def do_rollback(self, dbapi_connection: Any) -> None:
         """Roll back, unless the connection has been garbage collected: then its pool does."""

@@ -120,6 +120,7 @@ class GreenpgPool(Pool):
 
         def create_green(record: SlotRecord) -> Any:
             slot = record.slot
+            record.wait_for_the_end()
             if self._is_shared:
                 is_new_here = slot.conn is not None and slot.conn._lender is slot
                 return slot.conn if is_new_here else connect_for(self._core, slot)
@@ -150,7 +151,6 @@ class GreenpgPool(Pool):
                 f"{error}",
                 code="3o7r",
             ) from error
-        slot.forget_task()
         return self._record_of(slot) if self._is_shared else slot.record
 
     def _time_to_wait(self, core: PoolCore) -> float | None:
@@ -270,15 +270,12 @@ class _Opener:
         return record.dbapi_connection
 
     def close(self, slot: Slot, conn: Any) -> None:
-        """Close the record, with its events."""
+        """The record is closed, with its events."""
         try:
             if slot.record is not None:
                 slot.record.close()
         except Exception:
             self._pool.logger.exception("Exception closing connection %r", conn)
-        finally:
-            if not conn.closed:
-                conn.close()
 
 
 def _return_abandoned(record: SlotRecord, lent_at: float, commits: bool) -> None:

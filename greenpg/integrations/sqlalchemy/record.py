@@ -7,16 +7,20 @@ import logging
 import weakref
 from typing import Any
 
-from sqlalchemy.engine import Connection
+from sqlalchemy import engine
 from sqlalchemy.pool import Pool
 from sqlalchemy.pool.base import _ConnectionRecord
 
+from ...connection.connection import Connection
 from ...connection.session_settings import SessionSettings
 from ...hubs import hub
 from ...pool.core import PoolCore
 from ...pool.returning import give_back, note_error
 from ...pool.slot import Slot
 from .keeping import is_kept
+
+#: Seconds to wait for a server process to end before another one is asked for.
+_LONGEST_END = 5.0
 
 logger = logging.getLogger("greenpg.pool")
 
@@ -35,6 +39,15 @@ class SlotRecord(_ConnectionRecord):
         #: The present checkin is the garbage collector's.
         self.was_abandoned = False
         super().__init__(pool)
+
+    def wait_for_the_end(self) -> None:
+        """Before another connection is opened in the place of one that was closed: until the server knows. Suspends."""
+        conn = self.slot.conn
+        remains = conn._gate.remains if isinstance(conn, Connection) else None
+        if remains is not None and not remains.is_over:
+            event = hub().event()
+            remains.when_over(event.set)
+            event.wait(hub().now() + _LONGEST_END)
 
     def note_settings(self) -> None:
         """Of a shared pool: the events have set what the pool takes back for other borrowers."""
@@ -89,7 +102,7 @@ class SlotRecord(_ConnectionRecord):
 
     # -- tasks that are killed
 
-    def return_when_task_ends(self, connection: Connection) -> None:
+    def return_when_task_ends(self, connection: engine.Connection) -> None:
         """The running task may die of what was thrown into it, with the connection checked out. Doesn't suspend.
 
         Where the end of a task can't be known (eventlet's `spawn_n`), it comes back when it is garbage.
@@ -102,7 +115,7 @@ class SlotRecord(_ConnectionRecord):
 
 
 def _task_ended(
-    record_ref: weakref.ref[SlotRecord], connection_ref: weakref.ref[Connection], task: int, lent_at: float
+    record_ref: weakref.ref[SlotRecord], connection_ref: weakref.ref[engine.Connection], task: int, lent_at: float
 ) -> None:
     """Called in the hub."""
     record = record_ref()
@@ -113,7 +126,7 @@ def _task_ended(
         hub().spawn(_return_for_ended, record, connection_ref, lent_at)
 
 
-def _return_for_ended(record: SlotRecord, connection_ref: weakref.ref[Connection], lent_at: float) -> None:
+def _return_for_ended(record: SlotRecord, connection_ref: weakref.ref[engine.Connection], lent_at: float) -> None:
     if not record.is_lent(lent_at):
         return
     logger.warning("a task that was killed has left %s checked out; it is taken back", record.dbapi_connection)
