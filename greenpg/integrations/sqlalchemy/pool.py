@@ -240,7 +240,8 @@ class GreenpgPool(Pool):
 
     def checkedout(self) -> int:
         """How many connections are lent, or being reset."""
-        return self._core.ledger.open_count - self.checkedin()
+        ledger = self._core.ledger
+        return ledger.lent_count + len(ledger.resetting)
 
     def overflow(self) -> int:
         """How many connections there are above `pool_size`; negative as long as there are fewer."""
