@@ -19,6 +19,7 @@ from harness.report import aims_table, left_out, pictures
 BENCHMARKS = [
     "throughput",
     "delay",
+    "sqlalchemy_session",
     "web",
     "django_web",
     "spike",

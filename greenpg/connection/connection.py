@@ -170,8 +170,8 @@ class Connection(LargeObjectMixin, NotifyWaits):
         self._gate.made_deadlines().set_per_statement(None if seconds is None else checked_seconds(seconds))
         self._has_altered_settings = True
 
-    def _belongs_to(self, lender: Lender) -> None:
-        """From a pool that has opened it."""
+    def _belongs_to(self, lender: Lender | None) -> None:
+        """From a pool that has opened it, or lets it go."""
         self._lender = lender
 
     @property

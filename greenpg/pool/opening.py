@@ -17,8 +17,8 @@ from ..connection.connect.dsn import checked_dsn
 from ..connection.connection import Connection
 from ..errors import is_interruption
 from ..hubs import hub
-from .core import PoolCore
-from .health import IDLE_STATUS, close_quietly, status_name
+from .core import Opener, PoolCore
+from .health import IDLE_STATUS, status_name
 from .options import PoolOptions, for_libpq
 from .slot import CLOSED, Slot
 from .tasks import Workers
@@ -133,11 +133,13 @@ def _try_to_open(core: PoolCore, slot: Slot, backoff: Backoff) -> float | None:
     started, tracing = core.now(), core.tracing
     event = tracing and tracing.begin("connect")
     try:
-        conn = _connect(core, slot)
+        conn = connect_for(core, slot) if core.opener is None else _open(core.opener, slot)
     except Exception as error:
         if tracing and event:
             tracing.end(event, error)
         stats.connections_errors += 1
+        if core.opener is not None:
+            return _answer_head(core, slot, error)
         logger.warning("error connecting in pool %r: %s", core.options.name, describe(error))
         delay = backoff.next_delay(core.now())
         _tell_those_who_wait(core, error)
@@ -151,7 +153,7 @@ def _try_to_open(core: PoolCore, slot: Slot, backoff: Backoff) -> float | None:
         core.workers.succeeded()
     is_added = core.add(slot, conn)
     if not is_added:
-        close_quietly(conn)
+        core.close_connection(slot, conn)
     if tracing and event:
         event.connection = conn
         tracing.end(event, seconds=seconds)
@@ -174,6 +176,18 @@ def _tell_those_who_wait(core: PoolCore, error: Exception) -> None:
         if fails_fast:
             core.ledger.fail_line(lambda: copied(error))
             core.end_filling(error)
+
+
+def _answer_head(core: PoolCore, slot: Slot, error: Exception) -> float | None:
+    """Who has asked for the connection gets the error of connecting. Try again at once for the next in line."""
+    with core.mutex:
+        core.workers.failed(copied(error))
+        if not is_interruption(error):
+            core.ledger.fail_head(error)
+        if core.ledger.line and not core.is_closed:
+            return 0.0
+        core.ledger.move(slot, CLOSED)
+    return None
 
 
 def copied(error: Exception) -> Exception:
@@ -213,7 +227,13 @@ def _connecting_of(options: PoolOptions) -> tuple[str, dict[str, Any]]:
     return conninfo, dict((options.kwargs() if callable(options.kwargs) else options.kwargs) or {})
 
 
-def _connect(core: PoolCore, slot: Slot) -> Connection:
+def _open(opener: Opener, slot: Slot) -> Connection:
+    conn = opener.open(slot)
+    slot.note_settings(conn, is_bare=True)
+    return conn
+
+
+def connect_for(core: PoolCore, slot: Slot) -> Connection:
     """A new connection, configured. Suspends."""
     options = core.options
     conninfo, kwargs = _connecting_of(options)

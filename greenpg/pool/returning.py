@@ -14,7 +14,7 @@ from ..connection.tracing import Tracing
 from ..errors import is_interruption
 from ..hubs import hub
 from .core import PoolCore
-from .health import IDLE_STATUS, READY, close_quietly, status_name
+from .health import IDLE_STATUS, READY, status_name
 from .opening import describe, replace
 from .slot import IDLE, RESETTING, Slot
 
@@ -85,7 +85,7 @@ def give_back(core: PoolCore, slot: Slot, is_told: bool = False) -> None:
     finally:
         mutex.release()
     if not is_wanted:
-        close_quietly(conn)
+        core.close_connection(slot, conn)
 
 
 def _give_back_and_tell(core: PoolCore, tracing: Tracing, slot: Slot) -> None:

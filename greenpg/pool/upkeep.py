@@ -12,7 +12,7 @@ import weakref
 from ..errors import is_interruption
 from ..hubs import hub
 from .core import PoolCore
-from .health import close_quietly, ping
+from .health import ping
 from .opening import describe, replace, start_workers
 from .slot import LENT, RESETTING, Slot
 from .tasks import Keeper
@@ -23,7 +23,7 @@ logger = logging.getLogger("greenpg.pool")
 def start_keeper(core: PoolCore) -> None:
     """Start the task if there's something to do and it isn't running. Doesn't suspend."""
     keeper, ledger, options = core.keeper, core.ledger, core.options
-    may_shrink = ledger.keeps_idle and ledger.max_size > ledger.min_size
+    may_shrink = ledger.keeps_idle and ledger.max_size > ledger.least_kept
     if core.is_closed or keeper.is_running or not (may_shrink or options.leak_after is not None):
         return
     keeper.begin(shrink_at=core.now() + options.max_idle)
@@ -66,7 +66,7 @@ def _shrink(core: PoolCore) -> None:
         slot = None if core.is_closed else core.ledger.remove_unused()
     if slot is not None:
         logger.info("pool %r: shrinking to %d, as connections went unused", core.options.name, core.ledger.size)
-        close_quietly(slot.conn)
+        core.close_connection(slot, slot.conn)
 
 
 def _report_leaks(core: PoolCore, now: float, leak_after: float) -> None:
@@ -124,7 +124,7 @@ def drain(core: PoolCore) -> None:
         idle = core.drain()
         size = core.ledger.size + len(idle)
     for slot in idle:
-        close_quietly(slot.conn)
+        core.close_connection(slot, slot.conn)
     with core.mutex:
         if not core.is_closed:
             core.ledger.reserve_at_least(min(size, core.ledger.max_size))
@@ -139,7 +139,7 @@ def resize(core: PoolCore, min_size: int, max_size: int) -> None:
             core.ledger.reserve_at_least(min_size)
             core.ledger.grow()
     for slot in surplus:
-        close_quietly(slot.conn)
+        core.close_connection(slot, slot.conn)
     start_keeper(core)
     start_workers(core)
 
