@@ -14,7 +14,7 @@ PIP := PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK) $(BIN)/python -m pip 
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-quick test-separate slow-tests test-latest $(HUBS:%=test-%) extras lowest check bench lock clean \
-    psycopg2-suite sqlalchemy-suite compat-suites
+    psycopg2-suite sqlalchemy-suite compat-suites django-suite
 
 help:  ## what there is to make
 	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -24,7 +24,7 @@ demo: $(VENV)/demo  ## a web app on a PostgreSQL of its own, at http://127.0.0.1
 
 test: $(VENV)/test  ## the tests on all three hubs, with a PostgreSQL of their own (PYTHON=python3.13 for another Python)
 	@for hub in $(HUBS); do $(BIN)/pytest --hub=$$hub || exit 1; done
-	@echo "left out: psycopg2's own suite (make psycopg2-suite), SQLAlchemy's (make sqlalchemy-suite), those of the libraries in greenpg.compat (make compat-suites)"
+	@echo "left out: psycopg2's own suite (make psycopg2-suite), SQLAlchemy's (make sqlalchemy-suite), those of the libraries in greenpg.compat (make compat-suites), most of Django's (make django-suite)"
 
 # Those whose transactions begin with the first statement.
 SEPARATE := tests/test_transactions.py tests/test_lazy_begin.py tests/test_pool_sessions.py tests/test_differential.py
@@ -60,6 +60,9 @@ sqlalchemy-suite: $(VENV)/test  ## SQLAlchemy's own tests on greenpg's dialect (
 
 psycopg2-suite: $(VENV)/suite  ## psycopg2's own test suite on greenpg (a minute or two; not a part of `make test`)
 	timeout 1800 $(BIN)/python tests/psycopg2_suite.py
+
+django-suite: $(VENV)/test  ## Django's own test suite on greenpg's engine (an hour; needs PyPI once, for its sdist)
+	nice -n 10 $(BIN)/python tests/django_suite.py
 
 compat-suites: $(VENV)/test  ## the test suites of pgclient, queries and others on greenpg.compat (needs GitHub)
 	timeout 1800 $(BIN)/python tests/compat_suites.py

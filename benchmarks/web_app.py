@@ -21,16 +21,16 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 class Site:
-    """A running gunicorn; at the end of the `with` block it has ended."""
+    """A running gunicorn, which `script` serves; at the end of the `with` block it has ended."""
 
-    def __init__(self, peer: str, dsn: str) -> None:
-        self._peer, self._dsn = peer, dsn
+    def __init__(self, peer: str, dsn: str, script: str = __file__) -> None:
+        self._peer, self._dsn, self._script = peer, dsn, script
 
     def __enter__(self) -> Site:
         with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
             self.host, self.port = listener.getsockname()
             self._process = subprocess.Popen(
-                [sys.executable, __file__, self._peer, str(listener.fileno())],
+                [sys.executable, self._script, self._peer, str(listener.fileno())],
                 pass_fds=[listener.fileno()],
                 env=os.environ | {"GREENPG_DSN": self._dsn, "GREENPG_POOL_SIZE": str(POOL_SIZE)},
                 stdin=subprocess.DEVNULL,
@@ -119,7 +119,7 @@ def load_app(peer):
     return webapp.application
 
 
-def serve(peer, listening_fd):
+def serve(peer, listening_fd, load_app=load_app):
     from gunicorn.app.base import BaseApplication
 
     class Demo(BaseApplication):

@@ -56,3 +56,39 @@ def test_example(name, dsn):
     assert done.returncode == 0, done.stderr
     for expected in EXAMPLES[name]:
         assert expected in done.stdout
+
+
+def test_django_site(dsn, tmp_path):
+    """Its own tests, and then the site as its wsgi.py says."""
+    pytest.importorskip("django")
+    from concurrent.futures import ThreadPoolExecutor
+
+    from test_cli import ENVIRONMENT, RunningServer
+
+    environment = ENVIRONMENT | {"GREENPG_DSN": dsn, "PYTHONWARNINGS": "ignore", "HOME": str(tmp_path)}
+    site = ROOT / "examples" / "with_django"
+    for command in ("migrate", "makemigrations --check", "test"):
+        done = subprocess.run(
+            [sys.executable, "manage.py", *command.split()],
+            cwd=site,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    gunicorn = RunningServer(
+        [sys.executable, "-m", "gunicorn", "-k", "gevent", "--bind", "127.0.0.1:0", "wsgi"],
+        tmp_path / "output",
+        cwd=site,
+        env=environment,
+    )
+    try:
+        with ThreadPoolExecutor(50) as clients:
+            answers = list(clients.map(gunicorn.get, ["/", "/export"] * 100))
+        assert {answer.status for answer in answers} == {200}
+        stats = gunicorn.get_json("/pool")
+        assert stats["requests_num"] >= 200 and stats["pool_size"] <= 10
+    finally:
+        assert gunicorn.stop() == 0

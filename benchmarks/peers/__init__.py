@@ -71,6 +71,9 @@ PEERS = {
     ),
     "psycopg2": Peer("psycopg2, blocking", None, ("psycopg2", "gevent"), "#bdbdbd"),
     "psycopg2-psycogreen": Peer("psycopg2, psycogreen", None, ("psycogreen", "psycopg2", "gevent"), "#e0982f"),
+    "django-psycogreen": Peer(
+        "Django's own engine, psycogreen, no pool", None, ("django", "psycogreen", "psycopg2", "gevent"), "#e0982f"
+    ),
     "psycopg2-batch": Peer("execute_batch, psycogreen", None, ("psycogreen", "psycopg2", "gevent"), "#a6761d"),
     "psycopg2-values": Peer("execute_values, psycogreen", None, ("psycogreen", "psycopg2", "gevent"), "#6d5a4f"),
     "psycopg3": Peer("psycopg 3, gevent", None, ("psycopg", "gevent"), "#3f78b5"),

@@ -11,6 +11,7 @@ from .. import hubs
 from ..errors import PatchError
 from . import installing
 from .connect.connecting import connect_for_psycopg2
+from .psycopg3 import stop_watching, watch_for_django
 
 _NOTHING: Any = object()
 
@@ -32,7 +33,7 @@ def patch(hub: str | None = None, *, connect: bool = True) -> None:
 
     Raises `errors.PatchError` when patched differently before, ValueError for an unknown hub, ImportError when the
     hub's library isn't installed. Warns (RuntimeWarning) when the program isn't monkey-patched, or is though `hub` is
-    "threads".
+    "threads", and when Django takes psycopg 3.
     """
     global _old_connect
     patched = installing.installed()
@@ -43,6 +44,7 @@ def patch(hub: str | None = None, *, connect: bool = True) -> None:
     installing.install(new_hub, is_assumed=hub is None and hubs.monkey_patched_hub() is None)
     if connect:
         _old_connect, psycopg2._connect = psycopg2._connect, connect_for_psycopg2
+    watch_for_django()
 
 
 def _check_same(patched: installing.Installed, hub: str | None, connect: bool) -> None:
@@ -66,6 +68,7 @@ def unpatch() -> None:
     """Put back what `patch()` found. Without a patch it does nothing. Connections that are open become blocking."""
     global _old_connect
     installing.uninstall()
+    stop_watching()
     if _old_connect is not _NOTHING:
         psycopg2._connect, _old_connect = _old_connect, _NOTHING
 

@@ -1,1 +1,1 @@
-"""Floor 6: other libraries' own ways to greenpg. Each folder alone imports its library."""
+"""Floor 6: other libraries on greenpg. Each integration alone imports its own, which an extra of its name installs."""

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from ..connection.connection import Connection
 from ..connection.remains import Remains
+from ..connection.tracing import STATEMENTS, TracedStatements, Tracer, Tracing
 from ..errors import PoolClosed
 from ..hubs import Event, hub
 from .health import close_quietly
@@ -51,6 +52,7 @@ class PoolCore:
         "is_closed",
         "keeper",
         "ledger",
+        "loan_tracing",
         "mutex",
         "now",
         "opener",
@@ -58,6 +60,7 @@ class PoolCore:
         "options",
         "pool",
         "stats",
+        "tracing",
         "was_opened",
         "when_at_rest",
         "when_filled",
@@ -72,6 +75,7 @@ class PoolCore:
         histograms: Histograms | None,
         opens_itself: bool,
         give_back: Callable[[PoolCore, Slot], None],
+        tracers: tuple[Tracer, ...] = (),
     ) -> None:
         #: For callbacks that get the pool.
         self.pool = weakref.ref(pool)
@@ -88,7 +92,12 @@ class PoolCore:
         self._give_back = give_back
         #: None: by the options.
         self.opener: Opener | None = None
+        #: Who is told what happens here; the second one is set only if loans are to be told as well.
+        self.tracing: Tracing | None = None
+        self.loan_tracing: Tracing | None = None
         self._begin()
+        if tracers:
+            self.trace(tracers)
 
     def _begin(self) -> None:
         self.mutex = hub().mutex()
@@ -142,6 +151,45 @@ class PoolCore:
         )
         self.end_filling(True)
         return idle
+
+    def keep_histograms(self) -> Histograms:
+        """From now on, if not already."""
+        if self.histograms is None:
+            self.histograms = Histograms()
+        return self.histograms
+
+    # -- tracing
+
+    def trace(self, tracers: tuple[Tracer, ...]) -> None:
+        """From now on these are told, and no others."""
+        self.tracing = Tracing(self.options.name, tracers) if tracers else None
+        self.loan_tracing = self.tracing if self.tracing and self.tracing.wants(("acquire", "release")) else None
+        with self.mutex:
+            connections = [slot.conn for slot in self.ledger.slots if slot.conn is not None]
+        for conn in connections:
+            self.trace_statements(conn)
+
+    def trace_statements(self, conn: Connection) -> None:
+        """Let the cursors that the connection makes from now on tell of their statements, if anybody wants to know."""
+        if self.tracing is not None and self.tracing.wants(STATEMENTS):
+            conn._attach_tracing(self.tracing, TracedStatements)
+        elif conn._tracing is not None:
+            conn._attach_tracing(None)
+
+    def note_eviction(self, conn: Connection, reason: str) -> None:
+        """The connection isn't lent again, because of what was found."""
+        self.stats.connections_evicted += 1
+        self.tell_later("evicted", conn, reason)
+
+    def note_leak(self, conn: Connection, reason: str) -> None:
+        """The connection was not returned in time, or not at all."""
+        self.stats.connections_leaked += 1
+        self.tell_later("leaked", conn, reason)
+
+    def tell_later(self, name: str, conn: Connection | None, reason: str) -> None:
+        """Tell the tracers in a task of its own: they may suspend, and the caller has a slot in hand, or is the hub."""
+        if self.tracing is not None and self.tracing.wants((name,)):
+            hub().spawn(self.tracing.tell, name, conn, reason)
 
     # -- moves of the table
 

@@ -91,6 +91,12 @@ def close_pool(core: PoolCore, timeout: float) -> None:
 _cores: weakref.WeakSet[PoolCore] = weakref.WeakSet()
 
 
+def living_pools() -> list[object]:
+    """The pools of this process that are open, or may be opened yet, in no order."""
+    pools = [core.pool() for core in list(_cores) if not (core.is_closed and core.was_opened)]
+    return [pool for pool in pools if pool is not None]
+
+
 def survive_forks(core: PoolCore) -> None:
     """Let the pool begin anew in the children of this process."""
     _cores.add(core)

@@ -13,7 +13,7 @@ from ..errors import is_interruption
 from ..hubs import hub
 from .core import PoolCore
 from .health import ping
-from .opening import replace, start_workers
+from .opening import describe, replace, start_workers
 from .slot import LENT, RESETTING, Slot
 from .tasks import Keeper
 
@@ -90,6 +90,7 @@ def _report_leaks(core: PoolCore, now: float, leak_after: float) -> None:
             conn._last_statement or "unknown, for lack of a greenpg.SqlLog",
             "".join(stack or []).rstrip(),
         )
+        core.note_leak(conn, f"{holder} has held it for {seconds:.1f} s")
 
 
 def check_idle_connections(core: PoolCore) -> None:
@@ -160,6 +161,7 @@ def _pings(core: PoolCore, slot: Slot) -> bool:
             raise
         core.stats.connections_lost += 1
         logger.warning("pool %r: discarding broken connection: %s", core.options.name, str(error).strip())
+        core.note_eviction(slot.conn, f"it failed its check: {describe(error)}")
         return False
     slot.proved()
     return True

@@ -1,0 +1,39 @@
+"""From the environment: DJANGO_SITE_DSN, and as JSON DJANGO_SITE_POOL, DJANGO_SITE_OPTIONS, DJANGO_SITE_DATABASE."""
+
+import json
+import os
+
+from psycopg2.extensions import parse_dsn
+
+where = parse_dsn(os.environ["DJANGO_SITE_DSN"])
+SECRET_KEY = "of a site for tests"
+ALLOWED_HOSTS = ["*"]
+ROOT_URLCONF = "django_site.urls"
+INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "django_site"]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+STATIC_URL = "static/"
+USE_TZ = True
+TIME_ZONE = "Europe/Berlin"
+DATABASES = {
+    "default": {
+        "ENGINE": "greenpg.integrations.django",
+        "NAME": where.get("dbname", "postgres"),
+        "USER": where.get("user", ""),
+        "PASSWORD": where.get("password", ""),
+        "HOST": where.get("host", ""),
+        "PORT": where.get("port", ""),
+        "OPTIONS": {
+            "application_name": os.environ.get("DJANGO_SITE_NAME", "django_site"),
+            "pool": json.loads(os.environ.get("DJANGO_SITE_POOL", '{"max_size": 10}')),
+            **json.loads(os.environ.get("DJANGO_SITE_OPTIONS", "{}")),
+        },
+        **json.loads(os.environ.get("DJANGO_SITE_DATABASE", "{}")),
+    }
+}
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(levelname)s %(name)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "loggers": {"django.request": {"level": "CRITICAL"}, "greenpg": {"handlers": ["stderr"], "level": "WARNING"}},
+}
