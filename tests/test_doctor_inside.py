@@ -24,13 +24,14 @@ def codes(report):
     return {finding.code for finding in report.findings}
 
 
-def test_a_program_at_work(make_pool, hub_name):
+def test_a_program_at_work(make_pool, hub_name, dsn):
     pool = make_pool(min_size=1, max_size=2, name="shop")
     pool.wait()
-    report = greenpg.doctor(seconds=0.1)
+    report = greenpg.doctor(pools=[pool], seconds=0.1)
     assert not codes(report) & (PATCHING | {"loop_blocked", "too_many_connections", "server_unreachable"})
     assert report.facts["greenpg_patched_for"] == hub_name
-    assert "shop (1 to 2)" in report.facts["pools"]
+    assert report.facts["pools"] == ["shop (1 to 2)"]
+    assert "shop (1 to 2)" in greenpg.doctor(dsn, seconds=0).facts["pools"], "it finds them"
     assert pool.fetchval("SELECT 42") == 42, "it has changed nothing"
 
 

@@ -37,6 +37,7 @@ def check_names(dsn: str, facts: dict[str, Any], found: list[Finding]) -> Way:
     """Look up the hosts. Suspends. What is wrong is added to `found`."""
     way = Way(find_route(dsn))
     hub = hubs.hub()
+    look_up = hub.natives().resolve
     for host in way.route.hosts:
         if host.is_unix:
             continue
@@ -44,8 +45,7 @@ def check_names(dsn: str, facts: dict[str, Any], found: list[Finding]) -> Way:
         if host.needs_look_up:
             started = time.monotonic()
             try:
-                found_addresses = hub.run_in_thread(hub.natives().resolve, host.name, host.port or None)
-                addresses = [str(info[4][0]) for info in found_addresses]
+                addresses = [str(info[4][0]) for info in hub.run_in_thread(look_up, host.name, None)]
             except OSError as error:
                 way.unknown.append(host.name)
                 found.append(_not_found(host, error))

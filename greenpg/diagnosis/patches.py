@@ -11,6 +11,7 @@ import psycopg2 as _psycopg2
 from psycopg2 import extensions
 
 from .. import hubs
+from ..connection import installing
 from ..connection.patching import is_patched
 from .findings import ERROR, WARNING, Finding
 
@@ -44,6 +45,8 @@ def has_two_loops() -> bool:
 
 def check_patches(facts: dict[str, Any]) -> Iterator[Finding]:
     """The monkey-patching, and `greenpg.patch()`. Doesn't suspend."""
+    if not has_two_loops():
+        installing.settle()  # as the next connection would: the monkey-patching may have come after patch()
     patched = {library: names for library in _EXPECTED if (names := patched_modules(library))}
     facts["monkey_patched"] = {library: sorted(names) for library, names in patched.items()} or "nothing"
     facts["greenpg_patched_for"] = hubs.hub().name if is_patched() else "nothing"
@@ -81,16 +84,7 @@ def _check_psycopg2(libraries: list[str]) -> Iterator[Finding]:
     callback = extensions.get_wait_callback()
     hub = hubs.hub().name
     if is_patched():
-        if not _is_ours(callback):
-            yield Finding(
-                "wait_callback_replaced",
-                ERROR,
-                f"greenpg.patch() was called, but psycopg2's wait callback is {_name(callback)}",
-                "psycopg2 has one wait callback for the whole process. With another one, kills and timeouts close "
-                "connections or leave them stuck; without any, each query stops every task.",
-                "Remove the other set_wait_callback(): psycogreen's patch_psycopg(), or a hook of the web server.",
-            )
-        elif libraries and hub not in libraries:
+        if libraries and hub not in libraries:
             yield Finding(
                 "wrong_hub",
                 ERROR,
@@ -126,13 +120,7 @@ def _check_psycopg2(libraries: list[str]) -> Iterator[Finding]:
         )
 
 
-def _is_ours(callback: Any) -> bool:
-    return getattr(callback, "__module__", "").startswith("greenpg.")
-
-
 def _name(callback: Any) -> str:
-    if callback is None:
-        return "gone"
     return f"{getattr(callback, '__module__', None)}.{getattr(callback, '__qualname__', callback)}"
 
 

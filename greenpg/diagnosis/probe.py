@@ -33,10 +33,15 @@ class _ImportsBefore:
         self.modules: list[str] | None = None
 
     def __call__(self, event: str, args: object) -> None:
-        if event == "import" and self.modules is None:
-            monkey, patcher = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
-            if getattr(monkey, "saved", None) or getattr(patcher, "already_patched", None):
-                self.modules = list(sys.modules)
+        if event != "import" or self.modules is not None:
+            return
+        if _has_patched("gevent.monkey") or _has_patched("eventlet.patcher"):
+            self.modules = list(sys.modules)
+
+
+def _has_patched(module_name: str) -> bool:
+    module = sys.modules.get(module_name)
+    return bool(getattr(module, "saved", None) or getattr(module, "already_patched", None))
 
 
 def _top_level(modules: "list[str]") -> "list[str]":
@@ -86,6 +91,22 @@ def _bring_up(app: str, config: str, worker_class: str, workers: str) -> int | N
     return int(number) if isinstance(number, (int, str)) and number else None
 
 
+def _no_greenpg(error: Exception) -> "dict[str, str]":
+    by = [
+        name for name, module in (("gevent", "gevent.monkey"), ("eventlet", "eventlet.patcher")) if _has_patched(module)
+    ]
+    return {
+        "code": "two_loops" if len(by) == 2 else "greenpg_fails",
+        "level": "error",
+        "what": f"greenpg can't be imported into the program, which {' and '.join(by) or 'nothing'} has "
+        f"monkey-patched: {type(error).__name__}: {error}",
+        "why": "Nothing more can be looked at. Two libraries that both patch have an event loop each, and a task that "
+        "waits in one stops all tasks of the other.",
+        "remedy": "Decide for one of gevent.monkey.patch_all() and eventlet.monkey_patch(), and look who calls the "
+        "other.",
+    }
+
+
 def main() -> None:
     output, app, config, worker_class, workers, seconds = sys.argv[1:]
     dsn = os.environ.pop("GREENPG_DOCTOR_DSN", "")
@@ -101,32 +122,34 @@ def main() -> None:
         import traceback
 
         failure = (traceback.format_exception_only(error)[-1].strip(), traceback.format_exc())
-    imported = _top_level(list(sys.modules))
-    import json
-
-    import greenpg
-    from greenpg.diagnosis.findings import ERROR, Finding
-
-    report = greenpg.doctor(dsn or None, workers=number, seconds=float(seconds))
-    report.facts["imported"] = imported
+    facts: dict[str, object] = {"imported": _top_level(list(sys.modules))}
     if before.modules is not None:
-        report.facts["imported_before_patching"] = _top_level(before.modules)
+        facts["imported_before_patching"] = _top_level(before.modules)
+    findings = []
     if failure is not None:
         print(failure[1], file=sys.stderr)
-        report.findings.insert(
-            0,
-            Finding(
-                "app_fails",
-                ERROR,
-                f"the program can't be brought up: {failure[0]}",
-                "What it would have set up hasn't been looked at.",
-                "See the traceback above; run the command in the folder, and with the environment, that the program "
-                "needs.",
-            ),
+        findings.append(
+            {
+                "code": "app_fails",
+                "level": "error",
+                "what": f"the program can't be brought up: {failure[0]}",
+                "why": "What it would have set up hasn't been looked at.",
+                "remedy": "See the traceback above; run the command in the folder, and with the environment, that the "
+                "program needs.",
+            }
         )
-    data = json.dumps(report.as_dict()).encode()
+    import json
+
+    try:
+        import greenpg
+    except Exception as error:
+        findings.append(_no_greenpg(error))
+    else:
+        report = greenpg.doctor(dsn or None, workers=number, seconds=float(seconds)).as_dict()
+        findings += report["findings"]
+        facts = report["facts"] | facts
     with os.fdopen(int(output), "wb") as file:
-        file.write(data)
+        file.write(json.dumps({"findings": findings, "facts": facts}).encode())
     sys.stderr.flush()
     os._exit(0)  # the program's own tasks and exit handlers are none of ours
 

@@ -10,6 +10,8 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
+from ..connection.connect.connecting import connect as greenpg_connect
+from ..connection.patching import is_patched
 from .findings import ADVICE, ERROR, WARNING, Finding
 from .pooler import check_pooler
 
@@ -34,7 +36,7 @@ SELECT {", ".join(f"(SELECT setting FROM pg_settings WHERE name = '{name}')" for
 def connect(dsn: str) -> Any:
     """A connection to look with. Suspends, for 5 s at most if the DSN doesn't say how long."""
     limit: dict[str, Any] = {} if "connect_timeout" in extensions.parse_dsn(dsn) else {"connect_timeout": 5}
-    conn = psycopg2.connect(dsn, application_name="greenpg doctor", **limit)
+    conn = greenpg_connect(dsn, application_name="greenpg doctor", **limit)
     conn.autocommit = True
     return conn
 
@@ -161,13 +163,14 @@ def _check_settings(settings: dict[str, Any], max_idle: float | None) -> Iterato
             "ALTER ROLE ... SET idle_in_transaction_session_timeout = '60s', or more than your longest pause within a "
             "transaction.",
         )
-    if settings["client_connection_check_interval"] == "0":
+    if settings["client_connection_check_interval"] == "0" and is_patched():
         yield Finding(
             "connection_check",
             ADVICE,
-            "client_connection_check_interval is 0",
+            "client_connection_check_interval is 0, though greenpg sets it where it can",
             "When a program dies in the middle of a statement, the server finds out only when it has finished it.",
-            "ALTER SYSTEM SET client_connection_check_interval = '10s'.",
+            "Remove it from the connection string's options, or PGOPTIONS; on an older server than PostgreSQL 14 it is "
+            "not to be had.",
         )
     if settings["log_min_duration_statement"] == "-1":
         yield Finding(

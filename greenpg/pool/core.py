@@ -90,11 +90,11 @@ class PoolCore:
         #: Connections of another generation aren't lent again.
         self.generation = 0
         self._give_back = give_back
-        #: None: by the options.
-        self.opener: Opener | None = None
         #: Who is told what happens here; the second one is set only if loans are to be told as well.
         self.tracing: Tracing | None = None
         self.loan_tracing: Tracing | None = None
+        #: None: by the options.
+        self.opener: Opener | None = None
         self._begin()
         if tracers:
             self.trace(tracers)

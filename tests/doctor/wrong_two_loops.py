@@ -1,6 +1,6 @@
 """A program on gevent, with a module that patches for eventlet.
 
-finds: app_fails two_loops wrong_hub
+finds: app_fails two_loops
 """
 
 import os
@@ -18,5 +18,5 @@ monkey.patch_all()
 
 import greenpg  # noqa: E402
 
-greenpg.patch("threads")  # on either hub nothing would get as far as a finding
+greenpg.patch()
 pool = greenpg.ConnectionPool(os.environ["GREENPG_DSN"])

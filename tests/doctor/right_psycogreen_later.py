@@ -1,6 +1,6 @@
-"""greenpg.patch(), and then a library that patches psycopg2 again.
+"""greenpg.patch(), and then a library that patches psycopg2 again: greenpg's stays.
 
-finds: wait_callback_replaced
+finds: nothing
 """
 
 from gevent import monkey
