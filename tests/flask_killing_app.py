@@ -6,7 +6,12 @@ import gevent
 from flask import g, jsonify
 from with_flask_sqlalchemy import app
 
+import greenpg
+
 RUNNING = set()
+
+#: A busy machine may take longer to save a connection than users would wait for.
+greenpg.Connection.interruption_grace = 5.0
 
 
 class Stop(BaseException):
