@@ -151,7 +151,8 @@ class Guard:
         self._machine_stalls = []
 
     def __enter__(self):
-        self._natives = hub()._natives
+        self._hub = hub()  # which stays the test's, also while it has taken the patch away
+        self._natives = self._hub._natives
         self._natives.spawn(self._watch_machine)
         self._heart = Task(self._beat)
         return self
@@ -163,7 +164,7 @@ class Guard:
     def _beat(self):
         while not self._stop:
             before, busy_before = time.monotonic(), seconds_busy()
-            hub().sleep(self.BEAT)
+            self._hub.sleep(self.BEAT)
             after, cpu = time.monotonic(), seconds_busy() - busy_before
             late = after - before - self.BEAT
             self.worst = max(self.worst, late)

@@ -36,7 +36,7 @@ def test_making_queries(manager):
         cursor.execute("SELECT 1")
         assert cursor.fetchone() == (1,)
         connection.commit()
-    assert repr(manager) == f"<ManagedConnection: {manager.dsn} ({connection!r})>"
+    assert repr(manager).startswith(f"<ManagedConnection: {manager.dsn} (<connection object at ")
 
 
 def test_dealing_with_uncommitted_transactions(manager):

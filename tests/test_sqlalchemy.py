@@ -332,7 +332,7 @@ def test_statement_deadline(make_engine):
 def test_commit_outcome_is_told(items):
     """A kill in the COMMIT: it is waited for, and what has become of the transaction is on the exception."""
     with items.begin() as conn:
-        conn.execute(text("""CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
+        conn.execute(text("""CREATE OR REPLACE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
             'BEGIN PERFORM pg_sleep(0.2); RETURN NULL; END';
             CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON sqlalchemy_item DEFERRABLE INITIALLY DEFERRED
             FOR EACH ROW EXECUTE FUNCTION slow()"""))  # fmt: skip

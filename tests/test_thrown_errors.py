@@ -229,10 +229,10 @@ def test_looking_up(monkeypatch, exception, connect_timeout):
 
     def resolve(name, port):
         name_is_asked_for.append(name)
-        hub().sleep(0.5)
+        hub().natives().sleep(0.5)
         return []
 
-    monkeypatch.setattr(hub(), "resolve", resolve)
+    monkeypatch.setattr(hub().natives(), "resolve", resolve)
     dsn = f"host=slow.example user=x connect_timeout='{connect_timeout}'"
     assert thrown_into(lambda: greenpg.connect(dsn), exception, lambda: name_is_asked_for) is exception
 
@@ -241,7 +241,7 @@ def test_errors_of_looking_up_are_its_own(monkeypatch):
     def resolve(name, port):
         raise UnicodeError("label too long")
 
-    monkeypatch.setattr(hub(), "resolve", resolve)
+    monkeypatch.setattr(hub().natives(), "resolve", resolve)
     for dsn in ("host=no.example user=x", "host=no.example user=x connect_timeout=5"):
         with pytest.raises(UnicodeError, match="label too long"):
             greenpg.connect(dsn)
