@@ -14,17 +14,17 @@ PIP := PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK) $(BIN)/python -m pip 
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-quick test-separate slow-tests test-latest $(HUBS:%=test-%) extras lowest check bench lock clean \
-    psycopg2-suite compat-suites django-suite
+    psycopg2-suite sqlalchemy-suite compat-suites django-suite
 
 help:  ## what there is to make
-	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 demo: $(VENV)/demo  ## a web app on a PostgreSQL of its own, at http://127.0.0.1:8000 (PORT=... for another port)
 	@$(BIN)/greenpg demo --port $(PORT)
 
 test: $(VENV)/test  ## the tests on all three hubs, with a PostgreSQL of their own (PYTHON=python3.13 for another Python)
 	@for hub in $(HUBS); do $(BIN)/pytest --hub=$$hub || exit 1; done
-	@echo "left out: psycopg2's own suite (make psycopg2-suite), those of the libraries in greenpg.compat (make compat-suites), most of Django's (make django-suite)"
+	@echo "left out: psycopg2's own suite (make psycopg2-suite), SQLAlchemy's (make sqlalchemy-suite), those of the libraries in greenpg.compat (make compat-suites), most of Django's (make django-suite)"
 
 # Those whose transactions begin with the first statement.
 SEPARATE := tests/test_transactions.py tests/test_lazy_begin.py tests/test_pool_sessions.py tests/test_differential.py
@@ -54,6 +54,9 @@ lowest: $(VENV)/test $(VENV)/lock  ## the same, and the quick tests, with the lo
 	$(BIN)/uv pip compile --quiet --resolution lowest-direct --python $(BIN)/python --extra test -o $(VENV)/lowest.txt pyproject.toml
 	rm -rf $(VENV)-lowest
 	$(MAKE) test-quick VENV=$(VENV)-lowest LOCK=$(VENV)/lowest.txt QUICK_HUBS='$(HUBS)'
+
+sqlalchemy-suite: $(VENV)/test  ## SQLAlchemy's own tests on greenpg's dialect (half an hour; not a part of `make test`)
+	timeout 7200 $(BIN)/python tests/sqlalchemy_suite.py
 
 psycopg2-suite: $(VENV)/suite  ## psycopg2's own test suite on greenpg (a minute or two; not a part of `make test`)
 	timeout 1800 $(BIN)/python tests/psycopg2_suite.py

@@ -19,6 +19,7 @@ from harness.report import aims_table, left_out, pictures
 BENCHMARKS = [
     "throughput",
     "delay",
+    "sqlalchemy_session",
     "web",
     "django_web",
     "spike",
@@ -28,6 +29,7 @@ BENCHMARKS = [
     "executemany",
     "fetchall",
     "bulk_copy",
+    "observing",
 ]
 LONGEST_SECONDS = 600
 HERE = Path(__file__).parent
@@ -82,8 +84,9 @@ def main():
     options.output_dir.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     failed = {}
-    for name in options.names or BENCHMARKS:
-        print(f"== {name}", flush=True)
+    names = options.names or BENCHMARKS
+    for number, name in enumerate(names, 1):
+        print(f"== {name} ({number} of {len(names)})", flush=True)
         start = time.monotonic()
         if reason := run(name, options):
             failed[name] = reason

@@ -24,6 +24,7 @@ from .connection.cursor import Cursor, ServerCursor
 from .connection.patching import is_patched, patch, unpatch
 from .connection.rows import RowDict
 from .connection.sql_log import SqlLog
+from .connection.tracing import TraceEvent, Tracer
 from .connection.transaction import Rollback, Transaction
 from .connection.wait_callback import wait
 from .errors import ListenerClosed, PoolClosed, PoolTimeout, TooManyRequests, WaitTimeout
@@ -38,6 +39,8 @@ from .shared.subscription import Subscription
 
 if TYPE_CHECKING:
     from . import embedded
+    from .diagnosis.doctor import doctor
+    from .top.socket_server import serve_top
 
 __all__ = [
     "Connection",
@@ -56,16 +59,20 @@ __all__ = [
     "SqlLog",
     "Subscription",
     "TooManyRequests",
+    "TraceEvent",
+    "Tracer",
     "Transaction",
     "WaitTimeout",
     "close_pools",
     "connect",
+    "doctor",
     "embedded",
     "errors",
     "forget_pool",
     "get_pool",
     "is_patched",
     "patch",
+    "serve_top",
     "shutdown",
     "unpatch",
     "wait",
@@ -81,9 +88,17 @@ del _name, _public
 if not TYPE_CHECKING:  # to a type checker it would be a promise that every name is there
 
     def __getattr__(name: str) -> object:
-        """`greenpg.embedded`, imported when it is first used: most programs never do."""
+        """What most programs never use is imported when it is used first."""
         if name == "embedded":
             import greenpg.embedded
 
             return greenpg.embedded
+        if name == "doctor":
+            from .diagnosis.doctor import doctor
+
+            return doctor
+        if name == "serve_top":
+            from .top.socket_server import serve_top
+
+            return serve_top
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

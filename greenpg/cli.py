@@ -6,7 +6,9 @@ import argparse
 import errno
 import importlib
 import importlib.util
+import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -21,7 +23,10 @@ import psycopg2
 import greenpg
 
 from . import embedded
-from .connection.connect.dsn import masked_dsn
+from .connection.connect.dsn import checked_dsn, masked_dsn
+from .diagnosis.program import examine_program
+from .top import terminal
+from .top.socket_server import TopClient
 
 
 class CommandError(Exception):
@@ -49,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
     _add_bench(commands)
+    _add_doctor(commands)
+    _add_top(commands)
     return parser
 
 
@@ -242,3 +249,102 @@ def bench(options: argparse.Namespace) -> int:
             arguments.append(f"--{name.replace('_', '-')}={value}")
     status: int = benchmark.main([*arguments, *(["--", options.dsn] if options.dsn else [])])
     return status
+
+
+# -- greenpg doctor
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="say what is wrong with how a program is set up",
+        description="Look at what is installed, at a program as its web server would bring it up, and at its server. "
+        "Exit status: 0 nothing is wrong (there may be advice), 1 something is, 2 wrong arguments.",
+    )
+    parser.set_defaults(command=doctor)
+    parser.add_argument("--dsn", help="the server to look at (default: those of the program's pools)")
+    parser.add_argument("--app", metavar="MODULE:APP", help="import this program, in a process of its own")
+    parser.add_argument(
+        "--config", metavar="FILE", help="gunicorn's configuration file: it is executed, with its hooks"
+    )
+    parser.add_argument("--worker-class", metavar="NAME", help="gunicorn's, as gevent: what patches before the import")
+    parser.add_argument("--workers", type=_whole_number(1, 10000), help="how many processes will run")
+    parser.add_argument(
+        "--seconds", type=float, default=0.5, help="how long to watch the event loop (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="write the findings as JSON")
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Examine a program, or without one this Python and the server."""
+    if options.dsn:
+        try:
+            checked_dsn(options.dsn)
+        except psycopg2.ProgrammingError as error:
+            raise CommandError(f"--dsn: {error}") from error
+    if options.config and not Path(options.config).is_file():
+        raise CommandError(f"--config: there is no file {options.config}")
+    if not 0 <= options.seconds <= 60:
+        raise CommandError(f"--seconds: {options.seconds} is not between 0 and 60")
+    if not (options.dsn or options.app or options.config):
+        print("greenpg: without --dsn, --app or --config only the installation is looked at", file=sys.stderr)
+    report = examine_program(
+        dsn=options.dsn,
+        app=options.app,
+        config=options.config,
+        worker_class=options.worker_class,
+        workers=options.workers,
+        seconds=options.seconds,
+    )
+    print(json.dumps(report.as_dict(), indent=2) if options.json else report)
+    return 0 if report.is_well else 1
+
+
+# -- greenpg top
+
+
+def _add_top(commands: Any) -> None:
+    parser = commands.add_parser(
+        "top",
+        help="show a running program's pools, live",
+        description="Attach to a program that has called greenpg.serve_top(): its pools, who holds connections, the "
+        "server's sessions and locks. It only reads.",
+    )
+    parser.set_defaults(command=top)
+    parser.add_argument("socket", nargs="?", help="the program's socket (default: the one of this user's, if it's one)")
+    parser.add_argument("--interval", type=float, default=1.0, help="seconds between two looks (default: %(default)s)")
+    parser.add_argument("--stacks", action="store_true", help="also show where the holders are")
+    parser.add_argument("--once", action="store_true", help="print one view, and end")
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+
+
+def top(options: argparse.Namespace) -> int:
+    """Watch a program until q or Ctrl-C, or look once."""
+    if not 0.1 <= options.interval <= 3600:
+        raise CommandError(f"--interval: {options.interval} is not between 0.1 and 3600")
+    path = options.socket or _the_only_program()
+    try:
+        client = TopClient(path)
+    except OSError as error:
+        raise CommandError(f"can't attach to {path}: {error.strerror or error}") from error
+    try:
+        if not (options.once or options.json):
+            terminal.watch(client, options.interval, options.stacks)
+            return 0
+        data = client.look(options.stacks)
+        width = shutil.get_terminal_size((120, 40)).columns
+        print(json.dumps(data, indent=2) if options.json else "\n".join(terminal.frame(data, width)))
+    except OSError as error:
+        raise CommandError(f"the program at {path} has gone") from error
+    finally:
+        client.close()
+    return 0
+
+
+def _the_only_program() -> Path:
+    programs = terminal.running_programs()
+    if not programs:
+        raise CommandError("no program serves here: call greenpg.serve_top() in yours, or name its socket")
+    if len(programs) > 1:
+        raise CommandError("several programs serve here, name one of them:\n" + "\n".join(map(str, programs)))
+    return programs[0]

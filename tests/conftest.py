@@ -138,6 +138,46 @@ def make_pool(dsn, pool_class):
         assert pool._core.workers.count == 0, f"{pool!r} has lost a worker"
 
 
+@pytest.fixture
+def make_engine(dsn):
+    """Makes SQLAlchemy engines on greenpg, which are disposed of at the end; then no slot may be left."""
+    from kit import wait_until
+    from psycopg2 import extensions
+    from sqlalchemy import create_engine
+
+    engines = []
+
+    def make(where=dsn, **options):
+        options.setdefault("pool_size", 2)
+        options.setdefault("max_overflow", 0)
+        engine = create_engine("postgresql+greenpg://", connect_args=extensions.parse_dsn(where), **options)
+        engines.append(engine)
+        return engine
+
+    yield make
+    for engine in engines:
+        core = engine.pool._core
+        engine.dispose()
+        with core.mutex:
+            core.ledger.check_invariants()
+        wait_until(lambda core=core: not core.ledger.slots)  # else a slot is lost
+
+
+@pytest.fixture
+def engine(make_engine):
+    return make_engine()
+
+
+@pytest.fixture
+def opened(engine):
+    """The connections that the engine has opened."""
+    from sqlalchemy import event
+
+    connections = []
+    event.listen(engine, "connect", lambda conn, record: connections.append(conn))
+    return connections
+
+
 @pytest.fixture(autouse=True)
 def guard(hub_name, request):
     """Fails the test if the hub was blocked for more than 50 ms."""

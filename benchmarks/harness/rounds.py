@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -47,16 +48,27 @@ def run_rounds(
     `timeout`: seconds for one round of one peer; then its process is killed. `tell` gets a word about each round.
     """
     rounds = Rounds({peer: [] for peer in peers})
+    took: dict[str, float] = {}
     for index in range(number):
         for peer in list(rounds.measured):
-            tell(f"round {index + 1} of {number}: {peer}")
+            tell(f"round {index + 1} of {number}: {peer}{_time_left(rounds, took, number)}")
+            started = time.monotonic()
             try:
                 rounds.measured[peer].append(_run_peer(script, peer, target, sizes, timeout))
             except PeerFailed as failure:
                 del rounds.measured[peer]
                 rounds.left_out[peer] = f"failed in round {index + 1}: {failure}"
                 tell(f"{peer} is left out, it {rounds.left_out[peer]}")
+            took[peer] = time.monotonic() - started
     return rounds
+
+
+def _time_left(rounds: Rounds, took: Mapping[str, float], number: int) -> str:
+    """Known once each peer has had a round; "" before."""
+    if not all(peer in took for peer in rounds.measured):
+        return ""
+    seconds = sum((number - len(done)) * took[peer] for peer, done in rounds.measured.items())
+    return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
 
 
 def _run_peer(script: str, peer: str, target: object, sizes: Mapping[str, int], timeout: float) -> Round:

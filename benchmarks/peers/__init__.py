@@ -84,6 +84,9 @@ PEERS = {
         "#c0504d",
         options={"pre_ping": True},
     ),
+    "sqlalchemy-psycopg3": Peer(
+        "SQLAlchemy QueuePool, psycopg 3", "sqlalchemy_sessions", ("sqlalchemy", "psycopg", "gevent"), "#3f78b5"
+    ),
     "psycopg2-connections": Peer("psycopg2 alone, no pool", None, ("psycopg2",), "#bdbdbd", is_green=False),
     "psycogreen-queues": Peer("psycogreen, queues", None, ("psycogreen", "psycopg2", "gevent"), "#e0982f"),
     "psycopg-queues": Peer("psycopg 3 under gevent, queues", None, ("psycopg", "gevent"), "#3f78b5"),

@@ -24,6 +24,15 @@ def compose(factory: Any, green: type) -> Any:
     return type(factory.__name__, (factory, green), namespace)
 
 
+@lru_cache(maxsize=256)
+def stacked(on_top: tuple[type, ...], green: type) -> Any:
+    """The green class with others of greenpg's on top of it, the first one uppermost."""
+    if not on_top:
+        return green
+    namespace = {"__module__": green.__module__, "__qualname__": green.__qualname__, "__doc__": green.__doc__}
+    return type(green.__name__, (*on_top, green), namespace)
+
+
 def adopt(made: Any, green: type) -> None:
     """Give what a function has made the class that `compose()` would have, unless its class is C or has slots."""
     factory: Any = type(made)

@@ -10,7 +10,8 @@ import psycopg2
 from psycopg2 import extensions
 
 from .cancel import request_cancel
-from .composing import adopt, compose
+from .composing import adopt, compose, stacked
+from .connect.dsn import SECRETS
 from .cursor import Cursor, ServerCursor
 from .deadlines import DeadlineBlock, checked_seconds
 from .gate import Occupant
@@ -54,17 +55,29 @@ class Connection(LargeObjectMixin, NotifyWaits):
     #: Its `SqlLog`, and what it was last told.
     _sql_log: Any = None
     _last_statement: Any = None
+    #: Its `Tracing`: see tracing.py.
+    _tracing: Any = None
     #: A pool's slot for the connection, which may have lent it.
     _lender: Lender | None = None
-    #: What goes under the classes of cursors; a log (sql_log.py) brings others.
+    #: What goes on top of greenpg's cursors: a log's class, and a tracing's; and what comes of that.
+    _log_cursor: type[Cursor] | None = None
+    _tracing_cursor: type[Cursor] | None = None
     _client_cursor: type[Cursor] = Cursor
     _server_cursor: type[ServerCursor] = ServerCursor
 
-    def _attach_log(
-        self, log: Any, client_cursor: type[Cursor] = Cursor, server_cursor: type[ServerCursor] = ServerCursor
-    ) -> None:
-        """Cursors that are made from now on are of these classes, and find the log; None for no log."""
-        self._sql_log, self._client_cursor, self._server_cursor = log, client_cursor, server_cursor
+    def _attach_log(self, log: Any, cursor: type[Cursor] | None = None) -> None:
+        """Cursors that are made from now on have this class on top, and find the log; None for no log."""
+        self._sql_log, self._log_cursor = log, cursor
+        self._choose_cursors()
+
+    def _attach_tracing(self, tracing: Any, cursor: type[Cursor] | None = None) -> None:
+        """The same for a tracing."""
+        self._tracing, self._tracing_cursor = tracing, cursor
+        self._choose_cursors()
+
+    def _choose_cursors(self) -> None:
+        on_top = tuple(filter(None, (self._log_cursor, self._tracing_cursor)))
+        self._client_cursor, self._server_cursor = stacked(on_top, Cursor), stacked(on_top, ServerCursor)
 
     def _note_statement(self, statement: Any) -> None:
         self._last_statement = statement
@@ -128,13 +141,14 @@ class Connection(LargeObjectMixin, NotifyWaits):
 
     @property
     def dsn(self) -> str:
-        """The connection string as it was given, its password masked as psycopg2 does."""
-        if self._given_dsn is None:
-            return str(_c.dsn.__get__(self))
-        parameters = extensions.parse_dsn(self._given_dsn)
-        if "password" not in parameters:
-            return self._given_dsn
-        return str(extensions.make_dsn(**parameters | {"password": "xxx"}))
+        """The connection string as it was given, its secrets masked as psycopg2 masks the password."""
+        dsn = str(_c.dsn.__get__(self)) if self._given_dsn is None else self._given_dsn
+        parameters = extensions.parse_dsn(dsn)
+        masked = {name: "xxx" for name in SECRETS if name in parameters}
+        return str(extensions.make_dsn(**parameters | masked)) if masked else dsn
+
+    def __repr__(self) -> str:
+        return f"<connection object at {id(self):#x}; dsn: '{self.dsn}', closed: {self.closed}>"
 
     def deadline(self, seconds: float) -> DeadlineBlock:
         """`with conn.deadline(seconds):` a limit for all statements of the block together.
@@ -156,8 +170,8 @@ class Connection(LargeObjectMixin, NotifyWaits):
         self._gate.made_deadlines().set_per_statement(None if seconds is None else checked_seconds(seconds))
         self._has_altered_settings = True
 
-    def _belongs_to(self, lender: Lender) -> None:
-        """From a pool that has opened it."""
+    def _belongs_to(self, lender: Lender | None) -> None:
+        """From a pool that has opened it, or lets it go."""
         self._lender = lender
 
     @property

@@ -89,6 +89,11 @@ def check_patched() -> None:
             )
 
 
+def psycopg2_connects_green() -> bool:
+    """Whether `psycopg2.connect` gives `Connection`s."""
+    return psycopg2._connect is connect_for_psycopg2
+
+
 def is_patched() -> bool:
     """Whether `patch()` is in force."""
     return installing.installed() is not None

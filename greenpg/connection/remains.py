@@ -40,18 +40,11 @@ _READ_BYTES = 64 * 1024
 class Remains:
     """A server process that has not ended yet, as far as this side knows."""
 
-    def __init__(
-        self,
-        conn: Any,
-        *,
-        cancels: bool,
-        reason: str | None = None,
-        limit: float | None = None,
-        is_blind: bool = False,
-    ) -> None:
+    def __init__(self, conn: Any, *, cancels: bool, is_parting: bool = False, is_blind: bool = False) -> None:
         self._description = str(conn)
-        self._reason = reason
-        self._limit = getattr(conn, "ending_timeout", ENDING_TIMEOUT) if limit is None else limit
+        #: Nothing runs: all is said, and nobody need know if the server doesn't hang up.
+        self._is_parting = is_parting
+        self._limit = GOODBYE_TIMEOUT if is_parting else float(getattr(conn, "ending_timeout", ENDING_TIMEOUT))
         #: Our side of the socket is shut: it doesn't tell any more when the server hangs up.
         self._is_blind = is_blind
         self._request: CancelRequest | None = None
@@ -81,18 +74,20 @@ class Remains:
 
     def see_to_the_end(self) -> None:
         """What the task does."""
+        problem = ""
         try:
-            if self._reason is not None:
-                logger.warning("closing %s, %s", self._description, self._reason)
-            self._wait_for_the_end()
+            problem = self._wait_for_the_end()
         finally:
             self._waiter.close()
             self._socket.close()
             self._request = None
             self.is_over = True
             self._tell()
+        if problem and not self._is_parting:
+            logger.warning("the server has not ended what ran on %s %s", self._description, problem)
 
-    def _wait_for_the_end(self) -> None:
+    def _wait_for_the_end(self) -> str:
+        """Returns what went wrong."""
         started = time.monotonic()
         pause = _FIRST_PAUSE
         problem = ""
@@ -102,15 +97,7 @@ class Remains:
                 limit = min(limit, SILENCE_TIMEOUT)
             give_up_at = started + limit
             if time.monotonic() >= give_up_at:
-                if self._limit == GOODBYE_TIMEOUT:
-                    return
-                logger.warning(
-                    "the server has not ended what ran on %s within %g s%s",
-                    self._description,
-                    limit,
-                    problem and f": {problem}",
-                )
-                return
+                return f"within {limit:g} s" + (problem and f": {problem}")
             if self._request is None:
                 until = give_up_at
             else:
@@ -119,7 +106,8 @@ class Remains:
                 until = min(time.monotonic() + pause, give_up_at)
                 pause = min(pause * 2, _LONGEST_PAUSE)
             if self._has_ended(until):
-                return
+                break
+        return ""
 
     def _cancel(self, request: CancelRequest, deadline: float) -> str:
         """Returns what went wrong."""
@@ -135,10 +123,11 @@ class Remains:
         return ""
 
     def _hang_up(self) -> None:
-        try:
-            self._socket.shutdown(_socket.SHUT_WR)
-        except OSError:  # the server was faster
-            pass
+        if os.getpid() == self._pid:
+            try:
+                self._socket.shutdown(_socket.SHUT_WR)
+            except OSError:  # the server was faster
+                pass
 
     def _has_ended(self, until: float) -> bool:
         """Drop what the server says. False: it has not hung up by then."""
@@ -171,7 +160,7 @@ def give_up(conn: Any, *, cancels: bool = True, reason: str | None = None) -> No
     if gate is not None and gate.remains is not None:
         return  # it has been done, and psycopg2 has yet to close the connection
     try:
-        remains = Remains(conn, cancels=cancels, reason=reason)
+        remains = Remains(conn, cancels=cancels)
     except (OSError, psycopg2.Error):  # closed already
         return
     if gate is not None:
@@ -181,6 +170,8 @@ def give_up(conn: Any, *, cancels: bool = True, reason: str | None = None) -> No
     os.dup2(nowhere.fileno(), conn.fileno(), inheritable=False)
     nowhere.close()
     hub().spawn(remains.see_to_the_end)
+    if reason is not None:
+        hub().spawn(logger.warning, "closing %s, %s", str(conn), reason)  # logging may suspend
 
 
 def say_goodbye(conn: Any) -> Remains | None:
@@ -192,8 +183,8 @@ def say_goodbye(conn: Any) -> Remains | None:
     gate = conn._gate
     if not conn.closed:
         try:
-            gate.leave_behind(remains := Remains(conn, cancels=False, limit=GOODBYE_TIMEOUT))
-        except OSError:  # no descriptor is left
+            gate.leave_behind(remains := Remains(conn, cancels=False, is_parting=True))
+        except (OSError, psycopg2.Error):  # no descriptor is left
             conn.close()
             return None
         conn.close()

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .connection import Connection
-from .cursor import Cursor, ServerCursor
+from .cursor import Cursor
 from .guarded_cursor import Params, Query
 
 sql_logger = logging.getLogger("greenpg.sql")
@@ -56,7 +56,7 @@ class SqlLog:
 
     def __call__(self, conn: Connection) -> None:
         """Log what cursors do that are made on this connection from now on. Doesn't suspend."""
-        conn._attach_log(self, LoggedCursor, LoggedServerCursor)
+        conn._attach_log(self, LoggedStatements)
         if self.notices:
             conn.notices = NoticeList(conn.notices)
 
@@ -141,8 +141,8 @@ class NoticeList(list[str]):
         return new
 
 
-class _LoggedStatements(Cursor):
-    """A cursor whose connection has a log."""
+class LoggedStatements(Cursor):
+    """Goes on top of a cursor whose connection has a log."""
 
     connection: Connection
 
@@ -173,11 +173,3 @@ class _LoggedStatements(Cursor):
             return result
         finally:
             log.log_notices(self.connection)
-
-
-class LoggedCursor(_LoggedStatements):
-    """`Cursor` of a connection with a log."""
-
-
-class LoggedServerCursor(_LoggedStatements, ServerCursor):
-    """`ServerCursor` of a connection with a log."""

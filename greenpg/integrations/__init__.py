@@ -1,1 +1,1 @@
-"""Floor 6: frameworks on greenpg. Each integration alone imports its framework."""
+"""Floor 6: other libraries on greenpg. Each integration alone imports its own, which an extra of its name installs."""

@@ -10,9 +10,11 @@ import random
 import sys
 import weakref
 from collections.abc import Callable
+from typing import Protocol
 
 from ..connection.connection import Connection
 from ..connection.remains import Remains
+from ..connection.tracing import STATEMENTS, TracedStatements, Tracer, Tracing
 from ..errors import PoolClosed
 from ..hubs import Event, hub
 from .health import close_quietly
@@ -22,6 +24,19 @@ from .options import PoolOptions
 from .slot import CLOSED, ENDING, Slot
 from .stats import Stats
 from .tasks import Keeper, Workers
+
+
+class Opener(Protocol):
+    """Opens and closes a pool's connections in the place of conninfo and `close()`: an integration's own way."""
+
+    def open(self, slot: Slot) -> Connection:
+        """A new connection, set up as each borrower is to find it. Suspends. May put something into `slot.record`.
+
+        What it raises is raised to the request at the head of the line, at once, and it isn't tried again for that one.
+        """
+
+    def close(self, slot: Slot, conn: Connection) -> None:
+        """The slot's connection is going to be closed, whatever state it is in. Mustn't raise."""
 
 
 class PoolCore:
@@ -37,12 +52,15 @@ class PoolCore:
         "is_closed",
         "keeper",
         "ledger",
+        "loan_tracing",
         "mutex",
         "now",
+        "opener",
         "opens_itself",
         "options",
         "pool",
         "stats",
+        "tracing",
         "was_opened",
         "when_at_rest",
         "when_filled",
@@ -57,6 +75,7 @@ class PoolCore:
         histograms: Histograms | None,
         opens_itself: bool,
         give_back: Callable[[PoolCore, Slot], None],
+        tracers: tuple[Tracer, ...] = (),
     ) -> None:
         #: For callbacks that get the pool.
         self.pool = weakref.ref(pool)
@@ -71,7 +90,14 @@ class PoolCore:
         #: Connections of another generation aren't lent again.
         self.generation = 0
         self._give_back = give_back
+        #: Who is told what happens here; the second one is set only if loans are to be told as well.
+        self.tracing: Tracing | None = None
+        self.loan_tracing: Tracing | None = None
+        #: None: by the options.
+        self.opener: Opener | None = None
         self._begin()
+        if tracers:
+            self.trace(tracers)
 
     def _begin(self) -> None:
         self.mutex = hub().mutex()
@@ -88,10 +114,14 @@ class PoolCore:
         self.hold = hub().hold
         self.now = hub().now
 
+    def open_by(self, opener: Opener) -> None:
+        """Before the first connection is opened."""
+        self.opener = opener
+
     def begin_anew(self) -> None:
         """In a forked child: without connections, to be opened at the next use."""
         old = self.ledger
-        self.ledger = Ledger(old.min_size, old.max_size, keeps_idle=old.keeps_idle)
+        self.ledger = Ledger(old.min_size, old.max_size, keeps_idle=old.keeps_idle, least_kept=old.least_kept)
         self._begin()  # some other thread of the parent may have held the mutex
         if not self.is_closed:
             self.was_opened, self.is_closed, self.opens_itself = False, True, True
@@ -122,6 +152,45 @@ class PoolCore:
         self.end_filling(True)
         return idle
 
+    def keep_histograms(self) -> Histograms:
+        """From now on, if not already."""
+        if self.histograms is None:
+            self.histograms = Histograms()
+        return self.histograms
+
+    # -- tracing
+
+    def trace(self, tracers: tuple[Tracer, ...]) -> None:
+        """From now on these are told, and no others."""
+        self.tracing = Tracing(self.options.name, tracers) if tracers else None
+        self.loan_tracing = self.tracing if self.tracing and self.tracing.wants(("acquire", "release")) else None
+        with self.mutex:
+            connections = [slot.conn for slot in self.ledger.slots if slot.conn is not None]
+        for conn in connections:
+            self.trace_statements(conn)
+
+    def trace_statements(self, conn: Connection) -> None:
+        """Let the cursors that the connection makes from now on tell of their statements, if anybody wants to know."""
+        if self.tracing is not None and self.tracing.wants(STATEMENTS):
+            conn._attach_tracing(self.tracing, TracedStatements)
+        elif conn._tracing is not None:
+            conn._attach_tracing(None)
+
+    def note_eviction(self, conn: Connection, reason: str) -> None:
+        """The connection isn't lent again, because of what was found."""
+        self.stats.connections_evicted += 1
+        self.tell_later("evicted", conn, reason)
+
+    def note_leak(self, conn: Connection, reason: str) -> None:
+        """The connection was not returned in time, or not at all."""
+        self.stats.connections_leaked += 1
+        self.tell_later("leaked", conn, reason)
+
+    def tell_later(self, name: str, conn: Connection | None, reason: str) -> None:
+        """Tell the tracers in a task of its own: they may suspend, and the caller has a slot in hand, or is the hub."""
+        if self.tracing is not None and self.tracing.wants((name,)):
+            hub().spawn(self.tracing.tell, name, conn, reason)
+
     # -- moves of the table
 
     def pass_on(self, slot: Slot) -> None:
@@ -129,31 +198,56 @@ class PoolCore:
         with self.mutex:
             is_wanted = self.ledger.give(slot)
         if not is_wanted:
-            close_quietly(slot.conn)
+            self.close_connection(slot, slot.conn)
+
+    def close_connection(self, slot: Slot, conn: Connection) -> Remains | None:
+        """`close_quietly()` the slot's connection, and tell its opener. Only an opener's way to do it may suspend."""
+        if self.opener is not None:
+            self.opener.close(slot, conn)
+        return close_quietly(conn)
 
     def add(self, slot: Slot, conn: Connection) -> bool:
         """A new connection for a slot that was OPENING, which has its settings already. False: it is out of date."""
-        lifetime = self.options.max_lifetime * random.uniform(0.95, 1.0)  # lest they all expire together
         conn._belongs_to(slot)
         with self.mutex:
             if slot.generation != self.generation:
                 return False
-            now = self.now()
-            slot.opened(conn, now, now + lifetime, now + self.options.unchecked_seconds)
+            self._note_opened(slot, conn)
             is_wanted = self.ledger.give(slot)
             if not self.is_closed:
                 self.ledger.grow()
             if self.is_filled():
                 self.end_filling(True)
         if not is_wanted:
-            close_quietly(conn)
+            self.close_connection(slot, conn)
         return True
+
+    def _note_opened(self, slot: Slot, conn: Connection) -> None:
+        now = self.now()
+        lifetime = self.options.max_lifetime * random.uniform(0.95, 1.0)  # lest they all expire together
+        slot.opened(conn, now, now + lifetime, now + self.options.unchecked_seconds)
+
+    def exchange(self, slot: Slot, conn: Connection) -> None:
+        """The borrower of a slot has opened another connection in the place of its own, which is closed."""
+        slot.begin(self.generation)
+        slot.note_settings(conn, is_bare=True)
+        conn._belongs_to(slot)
+        self._note_opened(slot, conn)
+
+    def let_go(self, slot: Slot) -> None:
+        """The borrower keeps the connection for himself: the slot is free for another one."""
+        slot.conn._belongs_to(None)
+        slot.forget_loan()
+        with self.mutex:
+            self.ledger.move(slot, CLOSED)
+            if not self.is_closed:
+                self.ledger.replace_lost()
 
     def discard(self, slot: Slot, is_silent: bool) -> Remains | None:
         """Close the connection. None: a slot is reserved for another one, if it's needed; `opening.replace()` opens it.
         Otherwise the slot is kept until the server's process has ended, lest there be more than `max_size`; but not for
         one that says nothing."""
-        remains = close_quietly(slot.conn)
+        remains = self.close_connection(slot, slot.conn)
         with self.mutex:
             if remains is not None and not is_silent and not self.is_closed and self.ledger.max_size < sys.maxsize:
                 self.ledger.move(slot, ENDING)

@@ -32,9 +32,11 @@ from .slot import CLOSED, ENDING, IDLE, LENT, OPENING, RESETTING, TRANSITIONS, S
 class Ledger:
     """Which slots there are, and who waits. Counts are derived from the table."""
 
-    def __init__(self, min_size: int, max_size: int, keeps_idle: bool = True) -> None:
+    def __init__(self, min_size: int, max_size: int, keeps_idle: bool = True, least_kept: int | None = None) -> None:
         self.min_size = min_size
         self.max_size = max_size
+        #: As long as there are no more, those that go unused are kept.
+        self.least_kept = min_size if least_kept is None else least_kept
         #: Whether connections that nobody waits for are kept.
         self.keeps_idle = keeps_idle
         self.is_paused = False
@@ -67,6 +69,7 @@ class Ledger:
     def resize(self, min_size: int, max_size: int) -> list[Slot]:
         """Returns the slots that are surplus, out of the table."""
         self.min_size, self.max_size = min_size, max_size
+        self.least_kept = min_size
         surplus = []
         while len(self.slots) > max_size and self.idle:
             surplus.append(self.idle[0])
@@ -78,6 +81,10 @@ class Ledger:
     def _is_too_many(self) -> bool:
         self.is_shrinking = len(self.slots) > self.max_size
         return self.is_shrinking
+
+    def keep_at_least(self, size: int) -> None:
+        """Don't close what goes unused as long as there are no more."""
+        self.least_kept = size
 
     @property
     def lent_count(self) -> int:
@@ -157,6 +164,11 @@ class Ledger:
         self.line.pop(event, None)
         return event.value if isinstance(event.value, Slot) else None
 
+    def fail_head(self, error: Exception) -> None:
+        """Send the first of those who wait away."""
+        if self.line:
+            self.line.popitem(last=False)[0].set(error)
+
     def fail_line(self, make_error: Callable[[], Exception]) -> None:
         """Send everybody who waits away, each with an error of his own."""
         while self.line:
@@ -217,9 +229,9 @@ class Ledger:
 
     def remove_unused(self) -> Slot | None:
         """Take the connection that has been idle for longest out of the table, if one wasn't needed since the last
-        time, and there are more than `min_size`."""
+        time, and there are more than `least_kept`."""
         unused, slot = self.least_idle, None
-        if unused and self.idle and len(self.slots) > self.min_size:
+        if unused and self.idle and len(self.slots) > self.least_kept:
             slot = self.idle[0]
             self.move(slot, CLOSED)
         self.note_idle()

@@ -10,6 +10,7 @@ import logging
 import operator
 import traceback
 
+from ..connection.tracing import Tracing
 from ..errors import DeadlineExceeded, PoolClosed, PoolTimeout, TooManyRequests, is_interruption
 from ..hubs import Event, hub
 from .core import PoolCore
@@ -29,8 +30,10 @@ _SILENCE = 1.0
 _HOLDER = operator.attrgetter("holder")
 
 
-def lend(core: PoolCore, timeout: float | None) -> Slot:
+def lend(core: PoolCore, timeout: float | None, is_told: bool = False) -> Slot:
     """The slot of a connection that is the running task's now. Suspends; raises what `getconn()` does."""
+    if core.loan_tracing is not None and not is_told:
+        return _lend_and_tell(core, core.loan_tracing, timeout)
     if timeout is not None and not timeout >= 0:
         check_not_negative(timeout=timeout)
     core.stats.requests_num += 1
@@ -59,6 +62,22 @@ def lend(core: PoolCore, timeout: float | None) -> Slot:
     slot.lent_at = now
     if options.leak_after is not None:
         slot.stack = traceback.format_list(traceback.extract_stack(limit=12)[:-2])
+    return slot
+
+
+def _lend_and_tell(core: PoolCore, tracing: Tracing, timeout: float | None) -> Slot:
+    event = tracing.begin("acquire")
+    try:
+        slot = lend(core, timeout, is_told=True)
+    except BaseException as error:
+        tracing.end(event, error)
+        raise
+    event.connection = slot.conn
+    try:
+        tracing.end(event)
+    except BaseException:  # a tracer that suspends can be killed
+        core.give_back(slot)
+        raise
     return slot
 
 
@@ -138,17 +157,17 @@ def _report_deadlock(core: PoolCore, task: object | None) -> None:
     ledger = core.ledger
     waiting = core.current_task() if task is None else task
     if core.hold(waiting) in map(_HOLDER, list(ledger.slots)) and len(ledger.slots) >= ledger.max_size:
-        hub().spawn(  # logging may suspend
-            logger.warning,
-            "pool %r: probable deadlock: %s holds a connection and waits for another one, and all %d are taken",
-            core.options.name,
-            hub().describe(waiting),
-            ledger.size,
+        core.stats.deadlocks += 1
+        text = (
+            f"{hub().describe(waiting)} holds a connection and waits for another one, and all {ledger.size} are taken"
         )
+        hub().spawn(logger.warning, "pool %r: probable deadlock: %s", core.options.name, text)  # it may suspend
+        core.tell_later("deadlock", None, text)
 
 
 def _timeout_error(core: PoolCore, timeout: float) -> PoolTimeout:
     """The error that says what the pool's connections are doing instead. Doesn't suspend."""
+    core.stats.requests_timeouts += 1
     ledger, error = core.ledger, core.workers.last_error
     with core.mutex:
         size, lent, waiting = ledger.size, ledger.lent_count, len(ledger.line)
@@ -165,7 +184,10 @@ def _timeout_error(core: PoolCore, timeout: float) -> PoolTimeout:
         text += f"; {held[0]} has held one for {held[1]:.1f} s"
     if error is not None:
         text += f"; last connection error: {describe(error)}"
-    return PoolTimeout(text, size=size, lent=lent, waiting=waiting)
+    timeout_error = PoolTimeout(text, size=size, lent=lent, waiting=waiting)
+    if core.tracing is not None:
+        core.tracing.tell("timeout", error=timeout_error)
+    return timeout_error
 
 
 # -- health
@@ -202,6 +224,7 @@ def _is_healthy(core: PoolCore, slot: Slot, deadline: float) -> bool:
         if not is_alive(conn):
             logger.warning("pool %r: discarding a connection that the server has closed: %s", options.name, conn)
             core.suspect_all()
+            core.note_eviction(conn, "the server has closed it")
             replace(core, slot)
             return False
         needs_ping = slot.is_suspect or started - slot.unchecked_until > options.check_idle
@@ -221,6 +244,7 @@ def _is_healthy(core: PoolCore, slot: Slot, deadline: float) -> bool:
         if is_silent and core.now() - started >= _SILENCE:
             _close_unused_since(core, started)
         logger.warning("pool %r: discarding a connection that failed its check: %s", options.name, str(error).strip())
+        core.note_eviction(conn, f"it failed its check: {describe(error)}")
         return False
     except BaseException:
         replace(core, slot)

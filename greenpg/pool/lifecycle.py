@@ -10,7 +10,6 @@ from ..connection.patching import check_patched
 from ..errors import PoolClosed, PoolTimeout
 from ..hubs import hub
 from .core import PoolCore
-from .health import close_quietly
 from .opening import describe, start_workers
 from .upkeep import start_keeper
 
@@ -80,7 +79,7 @@ def close_pool(core: PoolCore, timeout: float) -> None:
         core.note_rest()
     core.keeper.stop()
     for slot in idle:
-        close_quietly(slot.conn)
+        core.close_connection(slot, slot.conn)
     if not done.wait(deadline):
         logger.warning("pool %r: still connecting %s s after close()", core.options.name, timeout)
     if not at_rest.wait(deadline):
@@ -90,6 +89,12 @@ def close_pool(core: PoolCore, timeout: float) -> None:
 # -- forks: a child begins with pools that have no connections, and the parent's are not touched
 
 _cores: weakref.WeakSet[PoolCore] = weakref.WeakSet()
+
+
+def living_pools() -> list[object]:
+    """The pools of this process that are open, or may be opened yet, in no order."""
+    pools = [core.pool() for core in list(_cores) if not (core.is_closed and core.was_opened)]
+    return [pool for pool in pools if pool is not None]
 
 
 def survive_forks(core: PoolCore) -> None:

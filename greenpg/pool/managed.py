@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar, overload
 from psycopg2 import extensions
 
 from ..connection.connection import Connection
+from ..connection.tracing import OnEvent, Tracer, checked_tracers
 from ..errors import is_interruption
 from .core import PoolCore
 from .health import ping
@@ -18,6 +19,7 @@ from .histograms import Histograms
 from .ledger import Ledger
 from .lifecycle import close_pool, open_pool, survive_forks, wait_until_filled
 from .listening import Listening
+from .loans import Loan, loans_of
 from .options import (
     ConnectKwargs,
     Conninfo,
@@ -104,6 +106,7 @@ class ManagedPool(Generic[ConnT]):
         statement_deadline: float | None = None,
         histograms: bool = False,
         leak_after: float | None = None,
+        on_event: OnEvent = None,
     ) -> None:
         sizes = self._check_size(self._default_min_size if min_size is None else min_size, max_size)
         options = PoolOptions(
@@ -134,6 +137,7 @@ class ManagedPool(Generic[ConnT]):
             Histograms() if histograms else None,
             opens_itself=open is None,
             give_back=give_back,
+            tracers=checked_tracers(on_event),
         )
         self._listening = Listening(self._core)
         survive_forks(self._core)
@@ -230,6 +234,21 @@ class ManagedPool(Generic[ConnT]):
 
     # -- what can be seen
 
+    def add_tracer(self, on_event: OnEvent) -> None:
+        """From now on the function or `Tracer` is told as well: see `on_event`. Cursors that exist tell nothing new.
+
+        Doesn't suspend.
+        """
+        self._core.trace((*self._tracers, *checked_tracers(on_event)))
+
+    def remove_tracer(self, tracer: Tracer) -> None:
+        """The tracer is told no more. Harmless if it isn't. Doesn't suspend."""
+        self._core.trace(tuple(other for other in self._tracers if other is not tracer))
+
+    @property
+    def _tracers(self) -> tuple[Tracer, ...]:
+        return () if self._core.tracing is None else self._core.tracing.tracers
+
     @property
     def min_size(self) -> int:
         """So many connections are kept open."""
@@ -241,13 +260,14 @@ class ManagedPool(Generic[ConnT]):
         return self._core.ledger.max_size
 
     def get_stats(self) -> dict[str, int]:
-        """psycopg_pool's counters and measures by name; times are in milliseconds. Doesn't suspend."""
+        """psycopg_pool's counters and measures by name, and some more; times are in milliseconds. Doesn't suspend."""
         ledger = self._core.ledger
         measures = {
             "pool_min": ledger.min_size,
             "pool_max": self.max_size,
             "pool_size": ledger.size,
             "pool_available": len(ledger.idle),
+            "pool_lent": ledger.lent_count,
             "requests_waiting": len(ledger.line),
         }
         return self._core.stats.as_dict() | measures
@@ -257,6 +277,14 @@ class ManagedPool(Generic[ConnT]):
         stats = self.get_stats()
         self._core.stats = Stats()
         return stats
+
+    def get_loans(self, *, stacks: bool = False) -> list[Loan]:
+        """Who has a connection now, the longest first; with `stacks`, also where each of them is. Doesn't suspend."""
+        return loans_of(self._core, stacks)
+
+    def keep_histograms(self) -> None:
+        """Count waiting and holding times from now on, as with `histograms=True`. Doesn't suspend."""
+        self._core.keep_histograms()
 
     def get_histograms(self) -> dict[str, dict[str, int]]:
         """How often requests waited (`wait_ms`), and connections were held (`hold_ms`), by upper bound.

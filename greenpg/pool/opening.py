@@ -17,9 +17,9 @@ from ..connection.connect.dsn import checked_dsn
 from ..connection.connection import Connection
 from ..errors import is_interruption
 from ..hubs import hub
-from .core import PoolCore
-from .health import IDLE_STATUS, close_quietly, status_name
-from .options import for_libpq
+from .core import Opener, PoolCore
+from .health import IDLE_STATUS, status_name
+from .options import PoolOptions, for_libpq
 from .slot import CLOSED, Slot
 from .tasks import Workers
 
@@ -130,11 +130,16 @@ def _try_to_open(core: PoolCore, slot: Slot, backoff: Backoff) -> float | None:
     slot.begin(core.generation)
     stats = core.stats
     stats.connections_num += 1
-    started = core.now()
+    started, tracing = core.now(), core.tracing
+    event = tracing and tracing.begin("connect")
     try:
-        conn = _connect(core, slot)
+        conn = connect_for(core, slot) if core.opener is None else _open(core.opener, slot)
     except Exception as error:
+        if tracing and event:
+            tracing.end(event, error)
         stats.connections_errors += 1
+        if core.opener is not None:
+            return _answer_head(core, slot, error)
         logger.warning("error connecting in pool %r: %s", core.options.name, describe(error))
         delay = backoff.next_delay(core.now())
         _tell_those_who_wait(core, error)
@@ -142,13 +147,17 @@ def _try_to_open(core: PoolCore, slot: Slot, backoff: Backoff) -> float | None:
             _give_up(core, slot)
             return None
         return delay
-    stats.connections_ms += (core.now() - started) * 1000.0
+    seconds = core.now() - started
+    stats.connections_ms += seconds * 1000.0
     with core.mutex:
         core.workers.succeeded()
-    if not core.add(slot, conn):
-        close_quietly(conn)
-        return 0.0
-    return None
+    is_added = core.add(slot, conn)
+    if not is_added:
+        core.close_connection(slot, conn)
+    if tracing and event:
+        event.connection = conn
+        tracing.end(event, seconds=seconds)
+    return None if is_added else 0.0
 
 
 def describe(error: BaseException) -> str:
@@ -167,6 +176,18 @@ def _tell_those_who_wait(core: PoolCore, error: Exception) -> None:
         if fails_fast:
             core.ledger.fail_line(lambda: copied(error))
             core.end_filling(error)
+
+
+def _answer_head(core: PoolCore, slot: Slot, error: Exception) -> float | None:
+    """Who has asked for the connection gets the error of connecting. Try again at once for the next in line."""
+    with core.mutex:
+        core.workers.failed(copied(error))
+        if not is_interruption(error):
+            core.ledger.fail_head(error)
+        if core.ledger.line and not core.is_closed:
+            return 0.0
+        core.ledger.move(slot, CLOSED)
+    return None
 
 
 def copied(error: Exception) -> Exception:
@@ -193,11 +214,29 @@ def _give_up(core: PoolCore, slot: Slot) -> None:
         logger.exception("pool %r: reconnect_failed raised", options.name)
 
 
-def _connect(core: PoolCore, slot: Slot) -> Connection:
+def dsn_of(options: PoolOptions) -> str:
+    """Where a new connection would be made to; functions that say it are called."""
+    conninfo, kwargs = _connecting_of(options)
+    keywords = for_libpq(kwargs)
+    keywords.pop("total_connect_timeout", None)
+    return checked_dsn(conninfo, **keywords)
+
+
+def _connecting_of(options: PoolOptions) -> tuple[str, dict[str, Any]]:
+    conninfo = options.conninfo() if callable(options.conninfo) else options.conninfo
+    return conninfo, dict((options.kwargs() if callable(options.kwargs) else options.kwargs) or {})
+
+
+def _open(opener: Opener, slot: Slot) -> Connection:
+    conn = opener.open(slot)
+    slot.note_settings(conn, is_bare=True)
+    return conn
+
+
+def connect_for(core: PoolCore, slot: Slot) -> Connection:
     """A new connection, configured. Suspends."""
     options = core.options
-    conninfo = options.conninfo() if callable(options.conninfo) else options.conninfo
-    kwargs: dict[str, Any] = dict((options.kwargs() if callable(options.kwargs) else options.kwargs) or {})
+    conninfo, kwargs = _connecting_of(options)
     conn: Connection = connect_as_instrumented(
         checked_dsn(conninfo, **for_libpq(kwargs)), options.connection_class, kwargs.get("cursor_factory")
     )
@@ -206,6 +245,8 @@ def _connect(core: PoolCore, slot: Slot) -> Connection:
             conn.autocommit = True
         if options.statement_deadline is not None:
             conn.statement_deadline = options.statement_deadline
+        if core.tracing is not None:
+            core.trace_statements(conn)
         slot.note_settings(conn, is_bare=True)
         if options.configure is not None:
             options.configure(conn)

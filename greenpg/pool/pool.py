@@ -74,6 +74,9 @@ class ConnectionPool(ManagedPool[ConnT]):
     - `leak_after` (None: off): a connection that is held for longer is reported in the log, with its holder and the
       stack where it was taken.
 
+    - `on_event` (None): a function that is called with each `TraceEvent` when it is over, or a `Tracer` that is also
+      told of beginnings, or a list of them. Loans and statements that no tracer wants to know of cost nothing.
+
     Raises ValueError and TypeError for values that make no sense, `psycopg2.ProgrammingError` for a malformed conninfo.
     All its methods may be called from any task of any native thread.
     """

@@ -10,11 +10,12 @@ from psycopg2 import extensions
 from ..connection.connection import Connection
 from ..connection.deadlines import ROLLBACK_TIMEOUT, DeadlineBlock
 from ..connection.lazy_begin import execute_alone
+from ..connection.tracing import Tracing
 from ..errors import is_interruption
 from ..hubs import hub
 from .core import PoolCore
-from .health import IDLE_STATUS, READY, close_quietly, status_name
-from .opening import replace
+from .health import IDLE_STATUS, READY, status_name
+from .opening import describe, replace
 from .slot import IDLE, RESETTING, Slot
 
 logger = logging.getLogger("greenpg.pool")
@@ -46,10 +47,13 @@ def not_ours(core: PoolCore, conn: object) -> ValueError:
     return ValueError(f"can't return connection to pool {core.options.name!r}, {reason}: {conn!r}")
 
 
-def give_back(core: PoolCore, slot: Slot) -> None:
+def give_back(core: PoolCore, slot: Slot, is_told: bool = False) -> None:
     """The borrower returns the connection. Suspends only for a rollback. ValueError if it isn't lent by this pool."""
     if slot.lent_by is not core:
         raise not_ours(core, slot.conn)
+    if core.loan_tracing is not None and not is_told:
+        _give_back_and_tell(core, core.loan_tracing, slot)
+        return
     conn, options, ledger, now = slot.conn, core.options, core.ledger, core.now()
     core.stats.usage_ms += (now - slot.lent_at) * 1000.0
     if core.histograms is not None:
@@ -81,7 +85,18 @@ def give_back(core: PoolCore, slot: Slot) -> None:
     finally:
         mutex.release()
     if not is_wanted:
-        close_quietly(conn)
+        core.close_connection(slot, conn)
+
+
+def _give_back_and_tell(core: PoolCore, tracing: Tracing, slot: Slot) -> None:
+    event = tracing.made("release", slot.conn)  # nobody is told before the connection is back
+    held = core.now() - slot.lent_at
+    try:
+        give_back(core, slot, is_told=True)
+    except BaseException as error:
+        tracing.end(event, error, seconds=held)
+        raise
+    tracing.end(event, seconds=held)
 
 
 def take_back_from_ended(core: PoolCore, slot: Slot, lent_at: float) -> None:
@@ -98,6 +113,7 @@ def _take_back(core: PoolCore, slot: Slot, lent_at: float, holder: str) -> None:
     if slot.lent_at != lent_at:
         return
     code, line = slot.taken_at or (None, 0)
+    core.note_leak(slot.conn, f"{holder} ended without returning it")
     try:
         give_back(core, slot)
     finally:
@@ -123,6 +139,7 @@ def note_error(core: PoolCore, slot: Slot, error: BaseException) -> None:
         logger.warning("pool %r: evicting a connection after error %s: %s", core.options.name, code, conn)
         slot.condemn()
         core.suspect_all()
+        core.note_eviction(conn, f"error {code}")
 
 
 # -- cleaning
@@ -171,12 +188,14 @@ def _clean(core: PoolCore, slot: Slot) -> bool:
     if status == extensions.TRANSACTION_STATUS_UNKNOWN:
         core.stats.returns_bad += 1
         logger.warning("pool %r: discarding closed connection: %s", options.name, conn)
+        core.note_eviction(conn, "it was closed")
         if conn.closed != _CLOSED_BY_USER:
             core.suspect_all()
         return False
     if status == extensions.TRANSACTION_STATUS_ACTIVE:
         core.stats.returns_bad += 1
         logger.warning("pool %r: closing connection returned while a statement was running: %s", options.name, conn)
+        core.note_eviction(conn, "it was returned while a statement was running")
         return False
     try:
         with DeadlineBlock(conn._gate, ROLLBACK_TIMEOUT):
@@ -192,6 +211,7 @@ def _clean(core: PoolCore, slot: Slot) -> bool:
         if is_interruption(error):
             raise
         logger.warning("pool %r: rollback failed: %s. Discarding connection %s", options.name, error, conn)
+        core.note_eviction(conn, f"its rollback failed: {describe(error)}")
         return False
     return options.only_rolls_back or _reset(core, conn)
 
@@ -228,6 +248,7 @@ def _reset(core: PoolCore, conn: Connection) -> bool:
         if is_interruption(error):
             raise
         logger.warning("pool %r: error resetting connection: %s", options.name, error)
+        core.note_eviction(conn, f"its reset failed: {describe(error)}")
         return False
     status = conn.info.transaction_status
     if status != IDLE_STATUS:

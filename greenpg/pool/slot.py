@@ -66,6 +66,7 @@ class Slot:
         "notices",
         "notifies",
         "opened_at",
+        "record",
         "settings",
         "stack",
         "state",
@@ -100,6 +101,8 @@ class Slot:
         #: The connection's lists of messages, unless its `_has_altered_settings`: a property takes longer to ask.
         self.notices: Sequence[Any] = ()
         self.notifies: Sequence[Any] = ()
+        #: What the pool's opener (core.py) keeps of the connection.
+        self.record: Any = None
         #: The stack where it was taken, if leaks are looked for.
         self.stack: list[str] | None = None
 
@@ -143,6 +146,10 @@ class Slot:
         """Nobody has it any more, or not by lending."""
         self.lent_by = self.holder = None
         self.lent_at = 0.0
+
+    def watch_end(self, forget: Callable[[], object] | None) -> None:
+        """The end of a task is of interest, until the connection is back; `forget` takes that back."""
+        self.forget_holder = forget
 
     # -- the connection's Lender
 

@@ -1,4 +1,4 @@
-"""Counters of a pool, under psycopg_pool's names."""
+"""Counters of a pool: psycopg_pool's under its names, and greenpg's own after them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ _COUNTERS = (
     "connections_ms",
     "connections_errors",
     "connections_lost",
+    "requests_timeouts",
+    "connections_evicted",
+    "connections_leaked",
+    "deadlocks",
 )
 
 
@@ -31,6 +35,13 @@ class Stats:
     connections_ms: float
     connections_errors: int
     connections_lost: int
+    #: Of the requests' errors, those by timeout.
+    requests_timeouts: int
+    #: Connections that weren't lent again because of what was found: not those that were too old.
+    connections_evicted: int
+    #: Held longer than `leak_after`, or taken back from a task that had ended.
+    connections_leaked: int
+    deadlocks: int
 
     def __init__(self) -> None:
         for counter in _COUNTERS:

@@ -12,8 +12,8 @@ import weakref
 from ..errors import is_interruption
 from ..hubs import hub
 from .core import PoolCore
-from .health import close_quietly, ping
-from .opening import replace, start_workers
+from .health import ping
+from .opening import describe, replace, start_workers
 from .slot import LENT, RESETTING, Slot
 from .tasks import Keeper
 
@@ -23,7 +23,7 @@ logger = logging.getLogger("greenpg.pool")
 def start_keeper(core: PoolCore) -> None:
     """Start the task if there's something to do and it isn't running. Doesn't suspend."""
     keeper, ledger, options = core.keeper, core.ledger, core.options
-    may_shrink = ledger.keeps_idle and ledger.max_size > ledger.min_size
+    may_shrink = ledger.keeps_idle and ledger.max_size > ledger.least_kept
     if core.is_closed or keeper.is_running or not (may_shrink or options.leak_after is not None):
         return
     keeper.begin(shrink_at=core.now() + options.max_idle)
@@ -66,7 +66,7 @@ def _shrink(core: PoolCore) -> None:
         slot = None if core.is_closed else core.ledger.remove_unused()
     if slot is not None:
         logger.info("pool %r: shrinking to %d, as connections went unused", core.options.name, core.ledger.size)
-        close_quietly(slot.conn)
+        core.close_connection(slot, slot.conn)
 
 
 def _report_leaks(core: PoolCore, now: float, leak_after: float) -> None:
@@ -90,6 +90,7 @@ def _report_leaks(core: PoolCore, now: float, leak_after: float) -> None:
             conn._last_statement or "unknown, for lack of a greenpg.SqlLog",
             "".join(stack or []).rstrip(),
         )
+        core.note_leak(conn, f"{holder} has held it for {seconds:.1f} s")
 
 
 def check_idle_connections(core: PoolCore) -> None:
@@ -123,7 +124,7 @@ def drain(core: PoolCore) -> None:
         idle = core.drain()
         size = core.ledger.size + len(idle)
     for slot in idle:
-        close_quietly(slot.conn)
+        core.close_connection(slot, slot.conn)
     with core.mutex:
         if not core.is_closed:
             core.ledger.reserve_at_least(min(size, core.ledger.max_size))
@@ -138,7 +139,7 @@ def resize(core: PoolCore, min_size: int, max_size: int) -> None:
             core.ledger.reserve_at_least(min_size)
             core.ledger.grow()
     for slot in surplus:
-        close_quietly(slot.conn)
+        core.close_connection(slot, slot.conn)
     start_keeper(core)
     start_workers(core)
 
@@ -160,6 +161,7 @@ def _pings(core: PoolCore, slot: Slot) -> bool:
             raise
         core.stats.connections_lost += 1
         logger.warning("pool %r: discarding broken connection: %s", core.options.name, str(error).strip())
+        core.note_eviction(slot.conn, f"it failed its check: {describe(error)}")
         return False
     slot.proved()
     return True

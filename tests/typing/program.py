@@ -6,6 +6,8 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg2
@@ -42,6 +44,22 @@ class Audited(Connection):
 
 class Plain(extensions.connection):
     """The same, written for psycopg2."""
+
+
+class SlowStatements(greenpg.Tracer):
+    """Keeps what took long."""
+
+    events = ("query", "evicted")
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[str, float]] = []
+
+    def start(self, event: greenpg.TraceEvent) -> None:
+        event.data = event.started_at
+
+    def end(self, event: greenpg.TraceEvent) -> None:
+        assert_type(event.error, "BaseException | None")
+        self.kept.append((event.reason or event.name, event.seconds or 0.0))
 
 
 class QuietLog(greenpg.SqlLog):
@@ -328,8 +346,10 @@ def pools(dsn: str) -> None:
         statement_deadline=10.0,
         histograms=True,
         leak_after=10.0,
+        on_event=[SlowStatements(), lambda event: None],
     )
     assert_type(made, ConnectionPool)
+    seeing(made)
     looking_after(made)
     with ConnectionPool(dsn, connection_class=Audited, min_size=0, max_size=1) as audited:
         assert_type(audited, ConnectionPool[Audited])
@@ -345,6 +365,20 @@ def pools(dsn: str) -> None:
     greenpg.forget_pool("types")
     greenpg.close_pools(timeout=1.0)
     greenpg.shutdown(timeout=1.0)
+
+
+def seeing(pool: ConnectionPool) -> None:
+    tracer = SlowStatements()
+    pool.add_tracer(tracer)
+    pool.remove_tracer(tracer)
+    pool.keep_histograms()
+    assert_type([loan.seconds for loan in pool.get_loans(stacks=True)], "list[float]")
+    assert_type(greenpg.doctor(pools=[pool], seconds=0).is_well, bool)
+    with (
+        TemporaryDirectory() as directory,
+        greenpg.serve_top(f"{directory}/top.sock", pool, statements=False) as served,
+    ):
+        assert_type(served.path, Path)
 
 
 def main(dsn: str) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import psycopg2
 
+from ...connection.connect.dsn import UNCLEAR
+
 PYPY = platform.python_implementation() == "PyPy"
 
 _TEXTS = frozenset({"dbname", "user", "password", "host"})
@@ -50,10 +52,17 @@ def uri_to_kwargs(uri: str) -> dict[str, Any]:
     """Keywords for `psycopg2.connect`; user and database default to the user of the operating system."""
     if "://" not in uri:
         raise psycopg2.ProgrammingError("a session needs a connection URI, like postgresql://user@host:5432/dbname")
-    parsed, unquote = urlparse(uri), urllib.parse.unquote
+    unquote = urllib.parse.unquote
+    try:
+        parsed = urlparse(uri)
+        port = parsed.port
+    except ValueError:  # which quotes what may be a part of the password
+        parsed, port = None, None
+    if parsed is None:
+        raise psycopg2.ProgrammingError(UNCLEAR)
     kwargs: dict[str, Any] = {
         "host": unquote(parsed.hostname or ""),
-        "port": parsed.port,
+        "port": port,
         "dbname": unquote(parsed.path[1:]) or get_current_user(),
         "user": unquote(parsed.username or "") or get_current_user(),
         "password": unquote(parsed.password or "") or None,

@@ -13,6 +13,7 @@ from psycopg2 import extensions
 
 from ... import libpq
 from ...errors import LibpqUnavailable
+from .dsn import UNCLEAR, leads_somewhere
 
 #: For TCP, where the caller says nothing of it: a peer that is gone is noticed within about a minute.
 #: Seconds, seconds, a count, milliseconds.
@@ -72,12 +73,15 @@ class Route:
 def find_route(dsn: str) -> Route:
     """Read a connection string as libpq would. Doesn't suspend.
 
-    Raises OperationalError for a `connect_timeout` that is no number; complaining of the rest is left to libpq.
+    Raises OperationalError for a `connect_timeout` that is no number, and for a host or port that can't be one (the
+    text shows nothing of it, since it may be a part of the password); complaining of the rest is left to libpq.
     """
     try:
         options = libpq.connection_options(dsn)
     except LibpqUnavailable:
         options = extensions.parse_dsn(dsn)
+    if not leads_somewhere(options):
+        raise psycopg2.OperationalError(UNCLEAR)
     names, addresses, ports = (options.get(key, "").split(",") for key in ("host", "hostaddr", "port"))
     count = max(len(names), len(addresses))
     if len(ports) == 1:

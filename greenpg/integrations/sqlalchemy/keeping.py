@@ -1,0 +1,36 @@
+"""A kill or a timeout ends a statement, not its connection.
+
+SQLAlchemy closes the connection whenever an exception that isn't an Exception comes out of its driver: with others, it
+is in the middle of something then. greenpg has ended the statement at the server before it lets the exception out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.engine import ExceptionContext
+
+from ...connection.connection import Connection
+from ...errors import is_interruption
+
+
+def is_kept(error: BaseException, conn: Any) -> bool:
+    """Whether greenpg has saved the connection from the exception: it was thrown into a wait, and nobody is inside."""
+    return is_interruption(error) and isinstance(conn, Connection) and not conn.closed and conn._gate.owner is None
+
+
+def keep_connection(context: ExceptionContext) -> None:
+    """For SQLAlchemy's event `handle_error`. Doesn't suspend."""
+    connection: Any = context.connection
+    fairy = None if connection is None else connection._dbapi_connection
+    if fairy is None:  # while connecting, or it was lost before
+        return
+    error: BaseException = context.original_exception
+    record: Any = getattr(fairy, "_connection_record", None)
+    has_slot = hasattr(record, "slot")
+    if has_slot:
+        record.note_error(error)
+    if context.is_disconnect and is_kept(error, fairy.dbapi_connection):
+        context.is_disconnect = False
+        if has_slot:
+            record.return_when_task_ends(connection)
