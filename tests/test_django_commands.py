@@ -198,6 +198,39 @@ import greenpg.integrations.django.base
     assert "first in INSTALLED_APPS" in done.stderr
 
 
+def test_used_before_the_fork_and_the_monkey_patching(dsn):
+    """As by an AppConfig.ready() in a preloading server; the tasks are no requests, so nothing announces them."""
+    program = """
+import os
+import django
+django.setup()
+from django.db import connection, transaction
+
+def work():
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid() FROM pg_sleep(0.2)")
+        (pid,) = cursor.fetchone()
+        with connection.cursor() as another:
+            another.execute("SELECT pg_backend_pid()")
+            assert another.fetchone() == (pid,)
+        return pid
+
+work()
+child = os.fork()
+if child:
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+from gevent import monkey
+monkey.patch_all()
+import gevent
+tasks = [gevent.spawn(work) for _ in range(5)]
+gevent.joinall(tasks, raise_error=True)
+assert len({task.value for task in tasks}) == 5
+os._exit(0)
+"""
+    done = run(program, dsn)
+    assert done.returncode == 0, done.stderr
+
+
 def test_patched_before_the_monkey_patching(dsn):
     program = """
 import greenpg

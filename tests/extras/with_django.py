@@ -1,13 +1,13 @@
 """`pip install 'greenpg[django]'`: an engine for Django's settings; the pool is green without another line."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 from gevent import monkey
 
 monkey.patch_all()
 
 import django  # noqa: E402
+import gevent  # noqa: E402
 from django.conf import settings  # noqa: E402
 from psycopg2.extensions import parse_dsn  # noqa: E402
 
@@ -42,8 +42,9 @@ def add(number: int) -> int:
         return Group.objects.count()
 
 
-with ThreadPoolExecutor(20) as tasks:  # greenlets, and none of them calls connection.close()
-    assert max(tasks.map(add, range(20))) <= 20
+connection.close()
+tasks = [gevent.spawn(add, number) for number in range(20)]  # none of them calls connection.close()
+gevent.joinall(tasks, raise_error=True)
 assert Group.objects.count() == 20
 stats = connection.pool.get_stats()
 assert stats["pool_size"] <= 2, stats

@@ -21,13 +21,21 @@ def ensure_green() -> None:
         patch(found.name)
 
 
-def renew_connections() -> bool:
+def renew_connections(wrapper: Any = None) -> bool:
     """Give each task its own `connections` if they were made before the monkey-patching, as where a server's master
-    imports Django: all tasks of a native thread would share them. Returns whether that was so. Doesn't suspend."""
-    storage = getattr(connections._connections, "_storage", None)
+    imports Django: all tasks of a native thread would share them. Doesn't suspend.
+
+    Returns whether the wrapper is one of those, which is the running task's alone now.
+    """
+    shared: Any = connections._connections
+    storage = getattr(shared, "_storage", None)
     if storage is None or isinstance(storage, threading.local):
         return False
     connections._connections = Local(connections.thread_critical)
+    alias = getattr(wrapper, "alias", "")
+    if wrapper is None or getattr(shared, alias, None) is not wrapper:
+        return False
+    connections[alias] = wrapper
     return True
 
 

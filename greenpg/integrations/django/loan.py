@@ -27,7 +27,8 @@ _unannounced: weakref.WeakSet[Loan] = weakref.WeakSet()
 def reclaim() -> None:
     """Have the connections given back of tasks that have ended and couldn't say so. Doesn't suspend."""
     for loan in list(_unannounced):
-        if loan.conn is not None and getattr(loan.task, "dead", False):
+        task = loan.task()
+        if loan.conn is not None and (task is None or getattr(task, "dead", False)):
             loan.end_with_task()
 
 
@@ -44,10 +45,12 @@ class Loan:
         self.cursors: weakref.WeakSet[Any] = weakref.WeakSet()
         self._wrapper = weakref.ref(wrapper)
         self._wrapper_id = id(wrapper)  # in a finalizer the reference is gone
-        self.task = hub().current()
-        self._forget_task = hub().on_end(self.task, self.end_with_task)
+        task = hub().current()
+        self._forget_task = hub().on_end(task, self.end_with_task)
         _loans.add(self)
-        if self._forget_task is None:
+        if self._forget_task is None and not isinstance(task, int):
+            #: It isn't kept alive.
+            self.task: Any = weakref.ref(task)
             _unannounced.add(self)
 
     def end(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -55,9 +55,11 @@ def find_pool(key: Key, make: Callable[[], ConnectionPool]) -> ConnectionPool:
     """The pool of that key, made if there is none. Doesn't suspend."""
     pool = _pools.get(key)
     if pool is None:
-        for other in [other for other in _pools if other[0] == key[0] and _is_unused(_pools[other])]:
-            # The alias leads elsewhere now: a test database, a new password.
-            hub().spawn(_pools.pop(other).close)
+        for other, unused in list(_pools.items()):
+            if other[0] == key[0] and _is_unused(unused):
+                # The alias leads elsewhere now: a test database, a new password.
+                _pools.pop(other, None)
+                hub().spawn(unused.close)
         pool = _pools.setdefault(key, make())
     return pool
 
@@ -73,11 +75,6 @@ def close_pools(wanted: Callable[[Key, ConnectionPool], bool]) -> None:
         if wanted(key, pool):
             _pools.pop(key, None)
             pool.close()
-
-
-def pools_of(alias: str) -> Iterator[ConnectionPool]:
-    """Those that the alias has led to; doctors look at them."""
-    return (pool for key, pool in list(_pools.items()) if key[0] == alias)
 
 
 def _is_unused(pool: ConnectionPool) -> bool:

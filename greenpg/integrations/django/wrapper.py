@@ -6,6 +6,7 @@ back. What Django does for psycopg 3's pool is done here for all of its versions
 
 from __future__ import annotations
 
+import _thread
 import functools
 from typing import Any
 
@@ -131,6 +132,8 @@ class PooledWrapper(BaseDatabaseWrapper):
         """Borrow one if there's none; not within a block whose connection is gone (Django before 5.1 would)."""
         if self.connection is None and self.in_atomic_block and self.closed_in_transaction:
             raise ProgrammingError("Cannot open a new connection in an atomic block.")
+        if self.connection is None and renew_connections(self):
+            self._thread_ident = _thread.get_ident()
         super().ensure_connection()
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
