@@ -127,7 +127,7 @@ def is_parsed(dsn):
 
 
 def test_the_repr_of_connections_and_their_errors(dsn):
-    secrets = {"password": "huntertrombone"}
+    secrets = {"password": "huntertrombone", "sslpassword": "huntertrombone"}
     conn = greenpg.connect(dsn, **secrets)
     check(repr(conn), str(conn), conn.dsn)
     assert "password=xxx" in conn.dsn
