@@ -150,6 +150,8 @@ class Connection(LargeObjectMixin, NotifyWaits):
     def __repr__(self) -> str:
         return f"<connection object at {id(self):#x}; dsn: '{self.dsn}', closed: {self.closed}>"
 
+    __str__ = __repr__  # psycopg2's own would show sslpassword
+
     def deadline(self, seconds: float) -> DeadlineBlock:
         """`with conn.deadline(seconds):` a limit for all statements of the block together.
 
