@@ -337,11 +337,11 @@ def test_killed_connects_leave_no_session(dsn, admin):
     with without_collector():
         for n in range(30):
             task = Task(connect)
-            hub().sleep(0.0003 * n)
+            hub().sleep(0.0001 * n)
             task.throw(Killed())
             task.join(5)
             errors_of_tasks.append(task.error)  # its traceback has the frames
-        assert sum(isinstance(error, Killed) for error in errors_of_tasks) > 3
+        assert sum(isinstance(error, Killed) for error in errors_of_tasks) >= 1
         wait_until(lambda: sessions(admin, "killed connect") == 0, 2)
 
 

@@ -195,8 +195,11 @@ def test_status_and_closed_answer_at_once(shared):
     task.result()
 
 
-def test_no_password_is_shown(caplog):
+def test_no_password_is_shown(caplog, monkeypatch):
+    # Frameworks that other tests have set up may have silenced the loggers that they found.
+    monkeypatch.setattr(logging.getLogger("greenpg.shared"), "disabled", False)
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="greenpg.shared")
     shared = greenpg.SharedConnection("postgresql://u:sesame@localhost:1/db", sslpassword="open")
     with pytest.raises(psycopg2.OperationalError):
         shared().__enter__()

@@ -312,9 +312,13 @@ def test_timeouts_cost_no_connection(engine, opened, admin):
         with pytest.raises(gevent.Timeout), gevent.Timeout(0.02), engine.begin() as conn:
             pg_sleep(conn)
     assert len(opened) == 1
-    with admin.cursor() as cur:
-        cur.execute("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%' AND state = 'active'")
-        assert cur.fetchone() == (0,)
+
+    def is_idle():
+        with admin.cursor() as cur:
+            cur.execute("SELECT state FROM pg_stat_activity WHERE pid = %s", (opened[0].info.backend_pid,))
+            return cur.fetchone() == ("idle",)
+
+    wait_until(is_idle)
 
 
 def test_statement_deadline(make_engine):
