@@ -13,7 +13,7 @@ PORT ?= 8000
 PIP := PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK) $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-separate slow-tests test-latest $(HUBS:%=test-%) extras lowest check bench lock clean \
+.PHONY: help demo test test-quick test-separate slow-tests test-latest $(HUBS:%=test-%) extras lowest-extras lowest check bench lock clean \
     psycopg2-suite sqlalchemy-suite compat-suites django-suite
 
 help:  ## what there is to make
@@ -49,8 +49,10 @@ test-latest:  ## the tests, and each extra by itself, with the newest release of
 extras: $(VENV)/test $(VENV)/lock  ## the wheel with each extra by itself, in a new environment, used as a user would
 	$(BIN)/python tools/check_extras.py $(LOCK:%=--constraint=%)
 
-lowest: $(VENV)/test $(VENV)/lock  ## the same, and the quick tests, with the lowest versions that pyproject.toml allows
+lowest-extras: $(VENV)/test $(VENV)/lock  ## the same with the lowest versions that pyproject.toml allows
 	$(BIN)/python tools/check_extras.py --lowest
+
+lowest: lowest-extras  ## and the quick tests with the lowest versions
 	$(BIN)/uv pip compile --quiet --resolution lowest-direct --python $(BIN)/python --extra test -o $(VENV)/lowest.txt pyproject.toml
 	rm -rf $(VENV)-lowest
 	$(MAKE) test-quick VENV=$(VENV)-lowest LOCK=$(VENV)/lowest.txt QUICK_HUBS='$(HUBS)'

@@ -33,7 +33,7 @@ class Simulation:
         self.random = self.hub.random
         self.server = SimulatedServer(self.hub, failure_rate=self.random.choice([0.0, 0.0, 0.3]))
         random.seed(seed)  # the pool's own
-        monkeypatch.setattr(opening, "connect", self.server.connect)
+        monkeypatch.setattr(opening, "connect_as_instrumented", lambda dsn, *_: self.server.connect(dsn))
         monkeypatch.setattr(health, "say_goodbye", self.server.say_goodbye)
         monkeypatch.setattr(health, "execute_alone", lambda conn, cur, query, vars: cur.execute(query))
         self.old_hub = hubs.use(self.hub)
