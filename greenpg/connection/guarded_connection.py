@@ -182,7 +182,7 @@ class GuardedConnection(_connection):
     def commit(self) -> None:
         """Commit, as psycopg2's. Suspends; without a transaction, only to let other tasks run once.
 
-        Interrupted, it waits for the outcome all the same (5 s at most), then raises what interrupted it;
+        Interrupted, it waits for the outcome (for `interruption_grace` at most), then raises what interrupted it;
         `errors.commit_outcome(exception)` says what has become of the transaction.
         """
         forbid_inside(self, "commit")
