@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from typing import TYPE_CHECKING, TypeVar
 
 import psycopg2
 import psycopg2.errors
@@ -45,6 +46,8 @@ if not TYPE_CHECKING:  # to a type checker it would be a promise that every name
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
+
+E = TypeVar("E", bound=Exception)
 
 #: What `commit_outcome()` says.
 COMMITTED, ROLLED_BACK, UNKNOWN = "committed", "rolled back", "unknown"
@@ -175,6 +178,20 @@ def note_interruption(exception: BaseException) -> None:
 def is_interruption(exception: BaseException) -> bool:
     """Whether the exception was thrown into a wait: then it isn't an error of what was being done, and is let out."""
     return "_greenpg_interruption" in exception.__dict__
+
+
+def copied(error: E) -> E:
+    """A copy to be raised: each task adds its own traceback. The error itself if it can't be copied."""
+    try:
+        copied_error = copy.copy(error)
+    except Exception:
+        return error
+    if type(copied_error) is not type(error):
+        return error
+    if isinstance(error, psycopg2.Error):  # which keeps these to itself
+        copied_error.__setstate__({"pgcode": error.pgcode, "pgerror": error.pgerror})
+        copied_error.__dict__.update(error.__dict__)
+    return copied_error
 
 
 def set_attribute(exception: BaseException, name: str, value: object) -> None:

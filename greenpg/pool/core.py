@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
+from ..connection.connect.credentials import Credentials
 from ..connection.connection import Connection
 from ..connection.remains import Remains
 from ..connection.tracing import STATEMENTS, TracedStatements, Tracer, Tracing
@@ -44,6 +45,7 @@ class PoolCore:
 
     __slots__ = (
         "__weakref__",
+        "_credentials",
         "_give_back",
         "current_task",
         "generation",
@@ -103,6 +105,7 @@ class PoolCore:
         self.mutex = hub().mutex()
         self.workers = Workers()
         self.keeper = Keeper()
+        self._credentials = Credentials(self.options.conninfo, self.options.kwargs)
         #: Set when there are `min_size` connections, to True, and when no connection is being reset.
         self.when_filled: list[Event] = []
         self.when_at_rest: list[Event] = []
@@ -113,6 +116,13 @@ class PoolCore:
         self.current_task = hub().current
         self.hold = hub().hold
         self.now = hub().now
+
+    def credentials(self) -> Credentials:
+        """What the options say now of how to connect. Doesn't suspend."""
+        options, credentials = self.options, self._credentials
+        if not credentials.are_of(options.conninfo, options.kwargs):
+            credentials = self._credentials = Credentials(options.conninfo, options.kwargs)
+        return credentials
 
     def open_by(self, opener: Opener) -> None:
         """Before the first connection is opened."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+from ..connection.connect.dsn import checked_dsn
 from ..connection.cursor import Cursor
 from ..errors import PoolClosed
 from ..shared.channels import checked_channel, checked_payload
@@ -13,7 +14,7 @@ from ..shared.subscription import Subscription
 from .contexts import CursorContext
 from .core import PoolCore
 from .lifecycle import open_if_needed
-from .options import ConnectKwargs, for_libpq
+from .options import for_libpq
 
 
 class Listening:
@@ -31,9 +32,8 @@ class Listening:
             if core.is_closed:
                 raise PoolClosed(f"the pool {options.name!r} is already closed")
             if self._listener is None:
-                self._listener = Listener(
-                    options.conninfo, kwargs=_for_listener(options.kwargs), timeout=options.timeout, name=options.name
-                )
+                self._listener = Listener(timeout=options.timeout, name=options.name)
+                self._listener._take_credentials(self._connect_with)
         return self._listener.subscribe(*channels, timeout=timeout, max_pending=max_pending)
 
     def notify(self, channel: str, payload: str, timeout: float | None) -> None:
@@ -49,12 +49,6 @@ class Listening:
         if self._listener is not None:
             self._listener.close(timeout)
 
-
-def _for_listener(kwargs: ConnectKwargs | None) -> Mapping[str, Any] | Callable[[], Mapping[str, Any]]:
-    if not callable(kwargs):
-        return for_libpq(kwargs or {})
-
-    def find_kwargs() -> Mapping[str, Any]:
-        return for_libpq(kwargs())
-
-    return find_kwargs
+    def _connect_with(self, connect: Callable[[str], Any]) -> Any:
+        credentials = self._core.credentials()
+        return credentials.connect(lambda conninfo, kwargs: connect(checked_dsn(conninfo, **for_libpq(kwargs))))

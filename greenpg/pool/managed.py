@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from psycopg2 import extensions
 
+from ..connection.connect.credentials import ConnectKwargs, Conninfo
 from ..connection.connection import Connection
 from ..connection.tracing import OnEvent, Tracer, checked_tracers
 from ..errors import is_interruption
@@ -21,8 +22,6 @@ from .lifecycle import close_pool, open_pool, survive_forks, wait_until_filled
 from .listening import Listening
 from .loans import Loan, loans_of
 from .options import (
-    ConnectKwargs,
-    Conninfo,
     ConnT,
     FailFast,
     PoolOptions,

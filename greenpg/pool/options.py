@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from psycopg2 import extensions
 
+from ..connection.connect.credentials import ConnectKwargs, Conninfo
 from ..connection.connect.dsn import checked_dsn
 from ..connection.connection import Connection
 from ..connection.deadlines import checked_seconds
@@ -22,8 +23,6 @@ else:
 
     ConnT = TypeVar("ConnT", bound=extensions.connection, covariant=True)  # noqa: PLC0105
 
-Conninfo = str | Callable[[], str]
-ConnectKwargs = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 ConnectionCallback = Callable[[Any], object]
 Reset = Literal["rollback", "session"]
 FailFast = bool | Callable[[Exception], object]

@@ -43,7 +43,10 @@ class ConnectionPool(ManagedPool[ConnT]):
     Parameters, as psycopg_pool's (sizes count connections, times are in seconds):
 
     - `conninfo`, `kwargs`: how to connect: a libpq connection string, and keywords for `greenpg.connect` (plus
-      `autocommit`). Each may be a callable, called for every new connection.
+      `autocommit`). Each may be a callable (an IAM token, a password that is rotated): it returns the value, for one
+      connection, or `(value, expiry)`, for all until then; `expiry` is seconds from now, or an aware datetime. One call
+      at a time, however many connections are opened. When the server refuses the login (28P01, 28000), it is called
+      anew, and connecting is tried once more at once.
     - `connection_class`: `greenpg.Connection` or any subclass of psycopg2's connection.
     - `min_size` (4): kept open. `max_size` (None: `min_size`): never exceeded, connections being opened included.
     - `open`: True opens the pool at once (connecting goes on in the background), False waits for `open()` or `with`,

@@ -21,7 +21,7 @@ from .client_check import is_refusal, note_taken, options_with_check
 from .dsn import checked_dsn
 from .look_up import Names
 from .route import find_route
-from .watch import ConnectWatch, HostTimedOut, watching
+from .watch import ConnectWatch, HostTimedOut, watching, without_sqlstate
 
 T = TypeVar("T")
 
@@ -174,6 +174,7 @@ def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable
         raise psycopg2.OperationalError("\n".join(failures))
     options = options_with_check(route)
     task = hub().current()
+    sqlstate: str | None = None
     while True:
         watch = ConnectWatch(route.timeout, deadline)
         try:
@@ -181,6 +182,8 @@ def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable
                 conn = connect_to(route.dsn_to(hosts, options))
             if options is not None:
                 note_taken(route)
+            if isinstance(conn, Connection) and conn.notices:
+                conn.notices[:] = [without_sqlstate(notice)[0] for notice in conn.notices]
             return conn
         except HostTimedOut:
             host = watch.timed_out(hosts)
@@ -192,10 +195,17 @@ def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable
             if options is not None and is_refusal(route, str(error)):
                 options = None
                 continue
-            failures.append(watch.complete(str(error)))
+            message, sqlstate = without_sqlstate(str(error))
+            failures.append(watch.complete(message))
             hosts = []
         if deadline is None or time.monotonic() < deadline:
             hosts = hosts or names.next_hosts()
             if hosts:
                 continue
-        raise psycopg2.OperationalError("\n".join(failures))
+        raise _error(failures, sqlstate)
+
+
+def _error(failures: list[str], sqlstate: str | None) -> psycopg2.OperationalError:
+    error = psycopg2.OperationalError("\n".join(failures))
+    error.__setstate__({"pgcode": sqlstate})  # type: ignore[no-untyped-call]
+    return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import psycopg2
@@ -9,6 +10,9 @@ import psycopg2
 from ... import libpq
 from ...errors import LibpqUnavailable
 from .route import Host
+
+#: While connecting there is no result that would tell the SQLSTATE; verbose messages contain it.
+_DEFAULT_VERBOSITY, _VERBOSE = 1, 2
 
 
 class ConnectWatch:
@@ -21,10 +25,14 @@ class ConnectWatch:
         #: The host that is being tried, and the one that was tried first.
         self.current: Host | None = None
         self.first: Host | None = None
+        self._tells_sqlstates = False
 
     def deadline(self, pgconn: int | None) -> float | None:
         """Until when the host that is being tried may take."""
         try:
+            if not self._tells_sqlstates:
+                libpq.function("PQsetErrorVerbosity")(pgconn, _VERBOSE)
+                self._tells_sqlstates = True
             current = Host(*libpq.current_host(pgconn))
         except LibpqUnavailable:
             current = Host("", "", "")
@@ -35,6 +43,11 @@ class ConnectWatch:
                 self._host_deadline = time.monotonic() + self._timeout
         deadlines = [deadline for deadline in (self._host_deadline, self._total_deadline) if deadline is not None]
         return min(deadlines, default=None)
+
+    def connected(self, pgconn: int | None) -> None:
+        """libpq has come to its end."""
+        if self._tells_sqlstates:
+            libpq.function("PQsetErrorVerbosity")(pgconn, _DEFAULT_VERBOSITY)
 
     def timed_out(self, hosts: list[Host]) -> Host:
         """Which of the hosts it is that is being tried."""
@@ -49,6 +62,19 @@ class ConnectWatch:
         if self.first is None or not self.first.address or message.startswith(("connection to ", "could not ")):
             return message
         return f"connection to {self.first} failed: {message}"
+
+
+#: What a verbose message has in front of its text, and in a line at its end.
+_SQLSTATE = re.compile(r"(?<=:  )([0-9A-Z]{5}): ")
+_LOCATION = re.compile(r"\n[^\n:]+:  (?:\w+, )?[\w./-]+:\d+(?=\n|$)")
+
+
+def without_sqlstate(message: str) -> tuple[str, str | None]:
+    """libpq's usual message, made of the verbose one, and the last SQLSTATE in it."""
+    found = _SQLSTATE.findall(message)
+    if not found:
+        return message, None
+    return _LOCATION.sub("", _SQLSTATE.sub("", message)), found[-1]
 
 
 class HostTimedOut(psycopg2.OperationalError):
