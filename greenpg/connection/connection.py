@@ -93,6 +93,7 @@ class Connection(LargeObjectMixin, NotifyWaits):
         isolation_level: IsolationLevel | None = None,
         readonly: bool | None = None,
         deferrable: bool | None = None,
+        settle: bool = False,
     ) -> Transaction[C]:
         """`with conn.transaction():` commits at the end of the block, and rolls back if it raises; as psycopg 3's.
 
@@ -101,11 +102,14 @@ class Connection(LargeObjectMixin, NotifyWaits):
         is a savepoint. `force_rollback` rolls back in any case; `raise greenpg.Rollback()` does, and ends the block
         without an error. `isolation_level` ("SERIALIZABLE" ... or psycopg2's constants), `readonly` and `deferrable`
         are of this transaction alone, and for an outermost block. `commit()` and `rollback()` are refused inside.
+        `settle` (False): should the connection be lost in the COMMIT, `errors.commit_outcome(exception, ask=pool)`
+        finds out what has become of it; the transaction's id is asked for along with its first statement, and its
+        `application_name` tells it (PostgreSQL 13 or later, else `psycopg2.NotSupportedError`).
 
         Entering suspends for a nested block; leaving suspends if anything was sent. Leaving a block whose transaction
         is in error without an exception raises `psycopg2.errors.InFailedSqlTransaction`.
         """
-        return Transaction(self, savepoint_name, force_rollback, isolation_level, readonly, deferrable)
+        return Transaction(self, savepoint_name, force_rollback, isolation_level, readonly, deferrable, settle)
 
     def close(self) -> None:
         """Close the connection, as psycopg2's; or return it, if a pool made with `close_returns` has lent it.

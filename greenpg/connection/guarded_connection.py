@@ -65,6 +65,8 @@ class GuardedConnection(_connection):
     _is_entered = False
     #: A setting may have been changed that a pool puts back.
     _has_altered_settings = False
+    #: The transaction is to tell which it is: see identity.py.
+    _wants_identity = False
     #: A replication stream was stopped on it: see replication.py.
     _has_stopped_stream = False
 
@@ -148,6 +150,9 @@ class GuardedConnection(_connection):
             finally:
                 if self._driver_status != status_before:
                     self._transactions_ended += 1
+
+    def _want_identity(self, wants: bool) -> None:
+        self._wants_identity = wants
 
     def _note_stopped_stream(self) -> None:
         self._has_stopped_stream = True

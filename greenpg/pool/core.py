@@ -61,6 +61,7 @@ class PoolCore:
         "opens_itself",
         "options",
         "pool",
+        "server",
         "stats",
         "tracing",
         "was_opened",
@@ -89,6 +90,8 @@ class PoolCore:
         self.stats = Stats()
         self.was_opened = False
         self.is_closed = True
+        #: Where the last new connection led to.
+        self.server: object = None
         #: Connections of another generation aren't lent again.
         self.generation = 0
         self._give_back = give_back
@@ -278,6 +281,10 @@ class PoolCore:
         """[mutex] What is there now isn't lent again. Returns the slots whose connections are to be closed."""
         self.generation += 1
         return self.ledger.remove_idle()
+
+    def lead_to(self, server: object) -> None:
+        """A new connection led to that server."""
+        self.server = server
 
     def suspect_all(self) -> None:
         """A connection was found lost: those that are older need a ping before they're lent again."""

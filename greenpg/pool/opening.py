@@ -17,6 +17,7 @@ from ..connection.connection import Connection
 from ..errors import copied, is_interruption
 from ..hubs import hub
 from .core import Opener, PoolCore
+from .failover import note_server
 from .health import IDLE_STATUS, status_name
 from .options import for_libpq
 from .slot import CLOSED, Slot
@@ -151,7 +152,9 @@ def _try_to_open(core: PoolCore, slot: Slot, backoff: Backoff) -> float | None:
     with core.mutex:
         core.workers.succeeded()
     is_added = core.add(slot, conn)
-    if not is_added:
+    if is_added:
+        note_server(core, conn)
+    else:
         core.close_connection(slot, conn)
     if tracing and event:
         event.connection = conn

@@ -112,7 +112,8 @@ class ConnectionPool(ManagedPool[ConnT]):
     ) -> TransactionContext[ConnT]:
         """`with pool.transaction() as conn:` lends a connection for a block that is a transaction.
 
-        Options and behaviour of `conn.transaction()`: `isolation_level`, `readonly`, `deferrable`, `force_rollback`.
+        Options and behaviour of `conn.transaction()`: `isolation_level`, `readonly`, `deferrable`, `force_rollback`,
+        `settle`.
         """
         return TransactionContext(self._core, timeout, options)
 
@@ -124,11 +125,13 @@ class ConnectionPool(ManagedPool[ConnT]):
         timeout: float | None = None,
         **options: Unpack[TransactionOptions],
     ) -> T | None:
-        """`function(conn)` in a transaction of its own, repeated if that fails by a serialization failure or deadlock.
+        """`function(conn)` in a transaction of its own, repeated if that fails by a serialization failure or deadlock,
+        or because the server goes, is lost or takes no writes any more: always with the transaction undone.
 
         Returns its result, None if it raised `greenpg.Rollback`. After `attempts` (default 5) failures of that kind,
         with growing, jittered pauses of 5 ms to 1 s in between, the last one is raised, its text saying how often it
-        was tried. Everything else is raised at once. `options` are `transaction()`'s. Suspends.
+        was tried. Everything else is raised at once, also what leaves the COMMIT in doubt; with `settle=True` the
+        server is asked then what has become of it. `options` are `transaction()`'s. Suspends.
         """
         return run_repeatedly(self._core, function, attempts, timeout, options)
 

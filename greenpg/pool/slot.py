@@ -39,6 +39,11 @@ TRANSITIONS = {
 _CONDEMNED = -1
 
 
+def _doubted(generation: int) -> int:
+    """The number, of no pool, that a generation has while a connection is in doubt; and back again."""
+    return 2 * _CONDEMNED - generation
+
+
 class Lending(Protocol):
     """What a slot knows of the pool that has lent it."""
 
@@ -127,6 +132,7 @@ class Slot:
     def proved(self) -> None:
         """A ping has come back."""
         self.is_suspect = False
+        self.generation = self.true_generation
 
     def condemn(self) -> None:
         """The connection isn't to be lent again, but replaced when it comes back."""
@@ -136,6 +142,21 @@ class Slot:
         """The connection needs a ping before it is lent again."""
         self.is_suspect = True
         self.unchecked_until = 0.0
+
+    def doubt(self) -> None:
+        """The server may have stopped taking writes: it is to be asked before the connection is lent again."""
+        self.suspect()
+        if self.generation > _CONDEMNED:
+            self.generation = _doubted(self.generation)
+
+    @property
+    def is_doubted(self) -> bool:
+        return self.generation < _CONDEMNED
+
+    @property
+    def true_generation(self) -> int:
+        """The generation, without the doubts."""
+        return _doubted(self.generation) if self.is_doubted else self.generation
 
     def describe_holder(self) -> str:
         """Who has it, for messages."""

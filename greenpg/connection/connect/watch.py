@@ -10,6 +10,7 @@ import psycopg2
 from ... import libpq
 from ...errors import LibpqUnavailable
 from .route import Host
+from .silent import SHORT_TIMEOUT, is_silent
 
 #: While connecting there is no result that would tell the SQLSTATE; verbose messages contain it.
 _DEFAULT_VERBOSITY, _VERBOSE = 1, 2
@@ -18,8 +19,10 @@ _DEFAULT_VERBOSITY, _VERBOSE = 1, 2
 class ConnectWatch:
     """Keeps an eye on the time while libpq connects: it goes from host to host by itself, but never gives one up."""
 
-    def __init__(self, timeout: float | None, total_deadline: float | None) -> None:
+    def __init__(self, timeout: float | None, total_deadline: float | None, spares_silent: bool = False) -> None:
         self._timeout = timeout
+        #: Hosts that said nothing the last time get less.
+        self._spares_silent = spares_silent
         self._total_deadline = total_deadline
         self._host_deadline: float | None = None
         #: The host that is being tried, and the one that was tried first.
@@ -40,7 +43,8 @@ class ConnectWatch:
         if current != self.current:
             self.current = current
             if self._timeout is not None:
-                self._host_deadline = time.monotonic() + self._timeout
+                is_short = self._spares_silent and is_silent(current)
+                self._host_deadline = time.monotonic() + (SHORT_TIMEOUT if is_short else self._timeout)
         deadlines = [deadline for deadline in (self._host_deadline, self._total_deadline) if deadline is not None]
         return min(deadlines, default=None)
 
@@ -49,7 +53,7 @@ class ConnectWatch:
         if self._tells_sqlstates:
             libpq.function("PQsetErrorVerbosity")(pgconn, _DEFAULT_VERBOSITY)
 
-    def timed_out(self, hosts: list[Host]) -> Host:
+    def current_of(self, hosts: list[Host]) -> Host:
         """Which of the hosts it is that is being tried."""
         for host in hosts:
             address = host.address or (host.name if not host.is_unix else "")
