@@ -8,6 +8,7 @@ import operator
 import random
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -204,18 +205,21 @@ def _give_back(core: PoolCore, slot: Slot, is_committed: bool) -> None:
 
 
 def run_repeatedly(
-    core: PoolCore, function: Callable[[ConnT], T], attempts: int, timeout: float | None, options: TransactionOptions
+    core: PoolCore,
+    function: Callable[[ConnT], T],
+    attempts: int,
+    make_block: Callable[[], AbstractContextManager[ConnT, bool | None]],
+    is_readonly: bool,
 ) -> T | None:
-    """`pool.run()`. Between two attempts the connection is free for others."""
+    """`pool.run()`, in transaction blocks. Between two attempts the connection is free for others."""
     if attempts < 1:
         raise ValueError(f"attempts must be at least 1, not {attempts}")
     delay = _FIRST_DELAY
     for attempt in range(1, attempts + 1):
-        block: TransactionContext[ConnT] = TransactionContext(core, timeout, options)
         conn: ConnT | None = None
         result: T | None = None  # of a block that a Rollback has ended
         try:
-            with block as conn:
+            with make_block() as conn:
                 result = function(conn)
             return result
         except psycopg2.Error as error:
@@ -223,7 +227,7 @@ def run_repeatedly(
                 raise
             if commit_outcome(error) == UNKNOWN and _is_committed_after_all(core, error):
                 return result
-            if not _is_undone(error, conn, bool(options.get("readonly"))):
+            if not _is_undone(error, conn, is_readonly):
                 raise
             if attempt == attempts:
                 error.args = (f"{str(error).rstrip()} (tried {attempts} times)",)
@@ -240,7 +244,7 @@ def _is_undone(error: psycopg2.Error, conn: extensions.connection | None, is_rea
     """Whether the whole transaction is certainly undone, for a reason that the next attempt may not meet."""
     if isinstance(error, _REPEATABLE):
         return True
-    if conn is None or commit_outcome(error) in (COMMITTED, UNKNOWN):
+    if conn is None or (commit_outcome(error) in (COMMITTED, UNKNOWN) and not is_readonly):
         return False
     if error.pgcode == READ_ONLY:
         return not is_readonly
@@ -281,7 +285,7 @@ def run_one_shot(
     conn, is_done = slot.conn, False
     try:
         cur = conn.cursor(None, cursor_factory)
-        is_transaction = not conn.autocommit and slot.settings.puts_more_into_begin
+        is_transaction = not conn.autocommit and (slot.settings.puts_more_into_begin or conn._tells_commit is not None)
         try:
             if is_transaction:
                 with conn.transaction():

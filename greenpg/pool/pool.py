@@ -133,7 +133,12 @@ class ConnectionPool(ManagedPool[ConnT]):
         was tried. Everything else is raised at once, also what leaves the COMMIT in doubt; with `settle=True` the
         server is asked then what has become of it. `options` are `transaction()`'s. Suspends.
         """
-        return run_repeatedly(self._core, function, attempts, timeout, options)
+        core = self._core
+
+        def make_block() -> TransactionContext[ConnT]:
+            return TransactionContext(core, timeout, options)
+
+        return run_repeatedly(core, function, attempts, make_block, bool(options.get("readonly")))
 
     # -- one statement, one round trip
 
