@@ -59,8 +59,9 @@ class Connection(LargeObjectMixin, NotifyWaits):
     _tracing: Any = None
     #: A pool's slot for the connection, which may have lent it.
     _lender: Lender | None = None
-    #: What goes on top of greenpg's cursors: a log's class, and a tracing's; and what comes of that.
+    #: What goes on top of greenpg's cursors: a log's class, a tracing's, and a pooler's; and what comes of that.
     _log_cursor: type[Cursor] | None = None
+    _rules_cursor: type[Cursor] | None = None
     _tracing_cursor: type[Cursor] | None = None
     _client_cursor: type[Cursor] = Cursor
     _server_cursor: type[ServerCursor] = ServerCursor
@@ -75,8 +76,13 @@ class Connection(LargeObjectMixin, NotifyWaits):
         self._tracing, self._tracing_cursor = tracing, cursor
         self._choose_cursors()
 
+    def _attach_rules(self, cursor: type[Cursor]) -> None:
+        """The same for what refuses statements."""
+        self._rules_cursor = cursor
+        self._choose_cursors()
+
     def _choose_cursors(self) -> None:
-        on_top = tuple(filter(None, (self._log_cursor, self._tracing_cursor)))
+        on_top = tuple(filter(None, (self._rules_cursor, self._log_cursor, self._tracing_cursor)))
         self._client_cursor, self._server_cursor = stacked(on_top, Cursor), stacked(on_top, ServerCursor)
 
     def _note_statement(self, statement: Any) -> None:

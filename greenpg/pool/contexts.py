@@ -27,6 +27,7 @@ from .core import PoolCore
 from .health import READY
 from .lending import lend
 from .options import ConnT
+from .pooler import forbid_transactions
 from .returning import READ_ONLY, give_back, note_error, says_server_goes
 from .slot import Slot
 
@@ -85,6 +86,7 @@ class CursorContext(Generic[AnyCursor]):
         self._timeout = timeout
 
     def __enter__(self) -> AnyCursor:
+        forbid_transactions(self._core)
         self._slot = slot = lend(self._core, self._timeout)
         self._lent_at = slot.lent_at
         conn = slot.conn
@@ -128,6 +130,7 @@ class TransactionContext(ConnectionContext[ConnT]):
         self._transaction: Transaction[Connection] | None = None
 
     def __enter__(self) -> ConnT:
+        forbid_transactions(self._core)
         conn = super().__enter__()
         try:
             self._transaction = conn.transaction(**self._options)  # type: ignore[attr-defined]

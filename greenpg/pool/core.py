@@ -61,6 +61,7 @@ class PoolCore:
         "opens_itself",
         "options",
         "pool",
+        "pooler",
         "server",
         "stats",
         "tracing",
@@ -90,6 +91,8 @@ class PoolCore:
         self.stats = Stats()
         self.was_opened = False
         self.is_closed = True
+        #: What kind of pooler was found in front of the server; None: nobody has looked.
+        self.pooler: str | None = None
         #: Where the last new connection led to.
         self.server: object = None
         #: Connections of another generation aren't lent again.
@@ -281,6 +284,10 @@ class PoolCore:
         """[mutex] What is there now isn't lent again. Returns the slots whose connections are to be closed."""
         self.generation += 1
         return self.ledger.remove_idle()
+
+    def note_pooler(self, mode: str) -> None:
+        """That's what there is in front of the server."""
+        self.pooler = mode
 
     def lead_to(self, server: object) -> None:
         """A new connection led to that server."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
+from ..connection.connect.credentials import Credentials
 from ..connection.connect.dsn import checked_dsn
-from ..connection.cursor import Cursor
 from ..errors import PoolClosed
 from ..shared.channels import checked_channel, checked_payload
 from ..shared.listener import Listener
 from ..shared.subscription import Subscription
-from .contexts import CursorContext
+from .contexts import run_one_shot
 from .core import PoolCore
 from .lifecycle import open_if_needed
 from .options import for_libpq
+from .pooler import NONE, find_mode, lends_sessions, looks_direct, refused
+
+_ROWCOUNT = operator.attrgetter("rowcount")
 
 
 class Listening:
@@ -28,6 +32,14 @@ class Listening:
         """`pool.listen()`. Suspends until the server listens."""
         core, options = self._core, self._core.options
         open_if_needed(core)
+        if self._listener is None and options.direct_conninfo is None:
+            with core.mutex:
+                conn = next((slot.conn for slot in core.ledger.slots if slot.conn is not None), None)
+            mode = core.pooler or (NONE if looks_direct(conn) else find_mode(core, None))
+            if not lends_sessions(options.pooler or mode):
+                raise refused(
+                    options.pooler or mode, "LISTEN is of a session: name the server itself by direct_conninfo="
+                )
         with core.mutex:
             if core.is_closed:
                 raise PoolClosed(f"the pool {options.name!r} is already closed")
@@ -40,9 +52,7 @@ class Listening:
         """`pool.notify()`. Suspends."""
         checked_channel(channel)
         checked_payload(payload)
-        block: CursorContext[Cursor] = CursorContext(self._core, None, timeout)
-        with block as cur:
-            cur.execute("SELECT pg_notify(%s, %s)", (channel, payload))
+        run_one_shot(self._core, "SELECT pg_notify(%s, %s)", (channel, payload), _ROWCOUNT, None, timeout)
 
     def close(self, timeout: float) -> None:
         """Suspends as `Listener.close()` does."""
@@ -50,5 +60,7 @@ class Listening:
             self._listener.close(timeout)
 
     def _connect_with(self, connect: Callable[[str], Any]) -> Any:
-        credentials = self._core.credentials()
+        credentials, direct = self._core.credentials(), self._core.options.direct_conninfo
+        if direct is not None:
+            credentials = Credentials(direct, None)
         return credentials.connect(lambda conninfo, kwargs: connect(checked_dsn(conninfo, **for_libpq(kwargs))))

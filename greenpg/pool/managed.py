@@ -24,6 +24,7 @@ from .loans import Loan, loans_of
 from .options import (
     ConnT,
     FailFast,
+    Pooler,
     PoolOptions,
     Reset,
     check_not_negative,
@@ -105,6 +106,8 @@ class ManagedPool(Generic[ConnT]):
         statement_deadline: float | None = None,
         histograms: bool = False,
         leak_after: float | None = None,
+        pooler: Pooler | None = None,
+        direct_conninfo: Conninfo | None = None,
         on_event: OnEvent = None,
     ) -> None:
         sizes = self._check_size(self._default_min_size if min_size is None else min_size, max_size)
@@ -128,6 +131,8 @@ class ManagedPool(Generic[ConnT]):
             check_idle=check_idle,
             statement_deadline=statement_deadline,
             leak_after=leak_after,
+            pooler=pooler,
+            direct_conninfo=direct_conninfo,
         )
         self._core = PoolCore(
             self,

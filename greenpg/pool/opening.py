@@ -20,6 +20,7 @@ from .core import Opener, PoolCore
 from .failover import note_server
 from .health import IDLE_STATUS, status_name
 from .options import for_libpq
+from .pooler import set_up
 from .slot import CLOSED, Slot
 from .tasks import Workers
 
@@ -233,6 +234,7 @@ def connect_for(core: PoolCore, slot: Slot) -> Connection:
     try:
         if kwargs.get("autocommit"):
             conn.autocommit = True
+        set_up(core, conn)
         if options.statement_deadline is not None:
             conn.statement_deadline = options.statement_deadline
         if core.tracing is not None:

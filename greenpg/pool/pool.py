@@ -77,6 +77,11 @@ class ConnectionPool(ManagedPool[ConnT]):
     - `leak_after` (None: off): a connection that is held for longer is reported in the log, with its holder and the
       stack where it was taken.
 
+    - `pooler` (None: found out when it matters): the `pool_mode` of a PgBouncer, or its like, in front of the server:
+      "session", "transaction", "statement"; "none". In transaction mode, what a session keeps (SET, LISTEN, temporary
+      tables, session-level advisory locks, ...) is refused with `psycopg2.NotSupportedError`, and nothing is reset; in
+      statement mode, transactions are refused, too, and connections are in autocommit.
+    - `direct_conninfo` (None): how `listen()` connects, past the pooler: a conninfo of the server itself.
     - `on_event` (None): a function that is called with each `TraceEvent` when it is over, or a `Tracer` that is also
       told of beginnings, or a list of them. Loans and statements that no tracer wants to know of cost nothing.
 

@@ -17,6 +17,7 @@ from .core import PoolCore
 from .failover import doubt_all
 from .health import IDLE_STATUS, LOST, READY, status_name
 from .opening import describe, replace
+from .pooler import find_mode, lends_sessions
 from .slot import IDLE, RESETTING, Slot
 
 logger = logging.getLogger("greenpg.pool")
@@ -248,7 +249,7 @@ def _reset(core: PoolCore, conn: Connection) -> bool:
     try:
         if callable(options.reset):
             options.reset(conn)
-        else:
+        elif lends_sessions(find_mode(core, conn)):
             with DeadlineBlock(conn._gate, _RESET_TIMEOUT):
                 reset_session(conn)
             if options.configure is not None:
