@@ -264,6 +264,12 @@ def test_transaction_mode_is_found_when_it_matters(make_pool, bouncer):
     assert pool._core.pooler == "transaction"
 
 
+def test_transaction_mode_is_found_by_the_listener(make_pool, bouncer):
+    pool = make_pool(bouncer.dsn, min_size=0, max_size=1)
+    with pytest.raises(psycopg2.NotSupportedError, match="transaction mode"):
+        pool.listen("news")
+
+
 def test_nothing_is_reset_behind_it(make_pool, bouncer):
     """`reset="session"`, which emptied application_name and left psycopg2 and the server with different encodings."""
     pool = make_pool(f"{bouncer.dsn} application_name=mine", min_size=2, reset="session")

@@ -16,7 +16,7 @@ from .contexts import run_one_shot
 from .core import PoolCore
 from .lifecycle import open_if_needed
 from .options import for_libpq
-from .pooler import NONE, find_mode, lends_sessions, looks_direct, refused
+from .pooler import can_be_servers, find_mode, lends_sessions, refused
 
 _ROWCOUNT = operator.attrgetter("rowcount")
 
@@ -32,21 +32,33 @@ class Listening:
         """`pool.listen()`. Suspends until the server listens."""
         core, options = self._core, self._core.options
         open_if_needed(core)
-        if self._listener is None and options.direct_conninfo is None:
+        if self._listener is None:
             with core.mutex:
-                conn = next((slot.conn for slot in core.ledger.slots if slot.conn is not None), None)
-            mode = core.pooler or (NONE if looks_direct(conn) else find_mode(core, None))
-            if not lends_sessions(options.pooler or mode):
-                raise refused(
-                    options.pooler or mode, "LISTEN is of a session: name the server itself by direct_conninfo="
-                )
+                pids = [slot.conn.info.backend_pid for slot in core.ledger.slots if slot.conn and not slot.conn.closed]
+            self._check_pooler(pids[0] if pids else None)
         with core.mutex:
             if core.is_closed:
                 raise PoolClosed(f"the pool {options.name!r} is already closed")
             if self._listener is None:
                 self._listener = Listener(timeout=options.timeout, name=options.name)
                 self._listener._take_credentials(self._connect_with)
-        return self._listener.subscribe(*channels, timeout=timeout, max_pending=max_pending)
+        subscription = self._listener.subscribe(*channels, timeout=timeout, max_pending=max_pending)
+        if core.pooler is None:
+            try:
+                self._check_pooler(self._listener.backend_pid)
+            except BaseException:
+                subscription.close()
+                raise
+        return subscription
+
+    def _check_pooler(self, pid: int | None) -> None:
+        """NotSupportedError if a pooler wouldn't let the server's session be kept. `pid`: of one of the connections."""
+        core, options = self._core, self._core.options
+        if options.direct_conninfo is not None or (options.pooler is None and (pid is None or can_be_servers(pid))):
+            return
+        mode = find_mode(core, None)
+        if not lends_sessions(mode):
+            raise refused(mode, "LISTEN is of a session: name the server itself by direct_conninfo=")
 
     def notify(self, channel: str, payload: str, timeout: float | None) -> None:
         """`pool.notify()`. Suspends."""

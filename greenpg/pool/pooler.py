@@ -114,13 +114,13 @@ def find_mode(core: PoolCore, conn: Connection | None) -> str:
     return core.pooler or NONE
 
 
-def looks_direct(conn: Connection | None) -> bool:
-    """Whether the process number can be a server's. Doesn't suspend."""
-    return conn is not None and not conn.closed and 0 < conn.info.backend_pid <= _GREATEST_PID
+def can_be_servers(pid: int) -> bool:
+    """Whether a process number can be a server's."""
+    return 0 < pid <= _GREATEST_PID
 
 
 def _look_for_pooler(core: PoolCore, conn: Connection | None) -> str:
-    if looks_direct(conn):
+    if conn is not None and can_be_servers(conn.info.backend_pid):
         return NONE
     first = conn if conn is not None else _connect(core)
     second: Connection | None = None
