@@ -6,15 +6,23 @@ says so, or a new connection that leads elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from psycopg2 import extensions
 
 from .. import libpq
+from ..connection.connect.probing import answers
+from ..connection.connect.route import Host
+from ..connection.connect.silent import SHORT_TIMEOUT, is_silent, note_silent
 from ..connection.connection import Connection
 from ..errors import LibpqUnavailable
+from ..hubs import hub
 from .core import PoolCore
 from .health import check_writable, ping
-from .slot import Slot
+from .slot import ENDING, Slot
 
+#: Seconds.
+_FIRST_LOOK, _LONGEST_PAUSE = 0.5, 5.0
 _WANTS_PRIMARY = frozenset({"read-write", "primary"})
 
 
@@ -25,20 +33,41 @@ def doubt_all(core: PoolCore) -> None:
             slot.doubt()
 
 
-def note_server(core: PoolCore, conn: Connection) -> None:
-    """A new connection. Where only a primary was wanted, those to other servers may not be that any more. Doesn't
-    suspend."""
+def note_server(core: PoolCore, slot: Slot, conn: Connection) -> None:
+    """The slot has a new connection. Where only a primary was wanted, those to other servers may not be that any more.
+    Doesn't suspend."""
     server = _server_of(conn)
+    slot.leads_to(server)
     if server == core.server:
         return
     core.lead_to(server)
     if extensions.parse_dsn(conn.dsn).get("target_session_attrs") not in _WANTS_PRIMARY:
         return
     with core.mutex:
-        slots = [slot for slot in core.ledger.slots if slot.conn is not None and not slot.conn.closed]
-        for slot in slots:
-            if _server_of(slot.conn) != server:
-                slot.doubt()
+        for other in core.ledger.slots:
+            if other.conn is not None and other.server != server:
+                other.doubt()
+
+
+def watch_ending(slot: Slot, give_up: Callable[[], object]) -> None:
+    """The slot is kept until the server's process has ended. Where there are several hosts, that's not waited for when
+    the host answers nothing any more: `give_up` is called then. Doesn't suspend."""
+    if "," in extensions.parse_dsn(slot.conn.dsn).get("host", ""):
+        hub().spawn(_watch_ending, slot, give_up)
+
+
+def _watch_ending(slot: Slot, give_up: Callable[[], object]) -> None:
+    host = Host(*slot.server)
+    pause = _FIRST_LOOK
+    while True:
+        hub().sleep(pause)
+        if slot.state is not ENDING:
+            return
+        if is_silent(host) or not answers(host, SHORT_TIMEOUT):
+            note_silent(host)
+            give_up()
+            return
+        pause = min(pause * 2, _LONGEST_PAUSE)
 
 
 def prove(slot: Slot) -> None:
@@ -50,8 +79,8 @@ def prove(slot: Slot) -> None:
     slot.proved()
 
 
-def _server_of(conn: Connection) -> object:
+def _server_of(conn: Connection) -> tuple[str, str, str]:
     try:
         return libpq.current_host(conn.pgconn_ptr)
     except LibpqUnavailable:
-        return None
+        return "", "", ""

@@ -17,7 +17,7 @@ from ..connection.connection import Connection
 from ..errors import copied, is_interruption
 from ..hubs import hub
 from .core import Opener, PoolCore
-from .failover import note_server
+from .failover import note_server, watch_ending
 from .health import IDLE_STATUS, status_name
 from .options import for_libpq
 from .pooler import set_up
@@ -74,7 +74,9 @@ def replace(core: PoolCore, slot: Slot, is_silent: bool = False) -> None:
     if remains is None:
         start_workers(core)
     else:
-        remains.when_over(functools.partial(_ended, weakref.ref(core), slot))
+        ended = functools.partial(_ended, weakref.ref(core), slot)
+        remains.when_over(ended)
+        watch_ending(slot, ended)
 
 
 def _ended(core_ref: weakref.ref[PoolCore], slot: Slot) -> None:
@@ -154,7 +156,7 @@ def _try_to_open(core: PoolCore, slot: Slot, backoff: Backoff) -> float | None:
         core.workers.succeeded()
     is_added = core.add(slot, conn)
     if is_added:
-        note_server(core, conn)
+        note_server(core, slot, conn)
     else:
         core.close_connection(slot, conn)
     if tracing and event:

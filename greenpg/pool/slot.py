@@ -72,6 +72,7 @@ class Slot:
         "notifies",
         "opened_at",
         "record",
+        "server",
         "settings",
         "stack",
         "state",
@@ -106,6 +107,8 @@ class Slot:
         #: The connection's lists of messages, unless its `_has_altered_settings`: a property takes longer to ask.
         self.notices: Sequence[Any] = ()
         self.notifies: Sequence[Any] = ()
+        #: Host, address and port of its server.
+        self.server = ("", "", "")
         #: What the pool's opener (core.py) keeps of the connection.
         self.record: Any = None
         #: The stack where it was taken, if leaks are looked for.
@@ -128,6 +131,10 @@ class Slot:
         self.opened_at = now
         self.expires_at = expires_at
         self.unchecked_until = unchecked_until
+
+    def leads_to(self, server: tuple[str, str, str]) -> None:
+        """That's where its connection is made to."""
+        self.server = server
 
     def proved(self) -> None:
         """A ping has come back."""
