@@ -17,14 +17,14 @@ FLOORS = {
     "shared": 4,
     "pool": 5,
     "cluster": 6,
+    "compat": 6,
+    "diagnosis": 6,
+    "top": 6,
     "integrations": 7,
-    "compat": 7,
-    "diagnosis": 7,
-    "top": 7,
-    "embedded": 8,
-    "cli": 9,
-    "__main__": 10,
-    "__init__": 10,
+    "embedded": 7,
+    "cli": 8,
+    "__main__": 9,
+    "__init__": 9,
 }
 ONLY = {
     "gevent": {"hubs/gevent.py", "diagnosis/probe.py"},
@@ -129,7 +129,7 @@ NOT_OF_A_CLASS = {
 }
 
 
-@pytest.mark.parametrize("folder", STRICT)
+@pytest.mark.parametrize("folder", sorted({path.relative_to(PACKAGE).parts[0] for path in FILES}))
 def test_no_circles_within_a_room(folder):
     assert circles(folder) == []
 
@@ -154,7 +154,7 @@ def test_arrows_point_down(path):
         if module.startswith("greenpg."):
             other = module.split(".")[1]
             if other.startswith("__") or other not in FLOORS:
-                assert FLOORS[own_room] >= 7, f"{path.name} imports {module} from the package's top"
+                assert FLOORS[own_room] >= 6, f"{path.name} imports {module} from the package's top"
                 continue
             assert other == own_room or FLOORS[other] < FLOORS[own_room], f"{path.name} imports {module}, upwards"
 
