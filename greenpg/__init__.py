@@ -30,6 +30,7 @@ from .errors import ListenerClosed, PoolClosed, PoolTimeout, TooManyRequests, Wa
 from .pool.null_pool import NullConnectionPool
 from .pool.pool import ConnectionPool
 from .pool.registry import close_pools, forget_pool, get_pool
+from .pool.shutdown import shutdown
 from .shared.listener import Listener
 from .shared.mailbox import Gap
 from .shared.shared_connection import SharedConnection
@@ -65,6 +66,7 @@ __all__ = [
     "get_pool",
     "is_patched",
     "patch",
+    "shutdown",
     "unpatch",
     "wait",
 ]

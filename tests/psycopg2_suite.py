@@ -222,6 +222,13 @@ def run_child(name: str, mode: str, timeout: float, done_before: set[str]) -> No
         import greenpg
 
         greenpg.patch(mode)
+        if name == "test_green":  # it sets callbacks of its own, which greenpg would not let stand
+            from psycopg2 import _psycopg, extensions
+
+            from greenpg.connection.connect import connecting
+
+            connecting.settle = lambda: None
+            extensions.set_wait_callback = _psycopg.set_wait_callback
     is_guarded = mode in ("gevent", "eventlet")
     if is_guarded:
         import kit  # noqa: F401 - before psycopg2's suite makes errors of warnings

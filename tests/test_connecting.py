@@ -12,6 +12,7 @@ from proxy import Proxy
 from psycopg2 import extensions
 
 import greenpg
+from greenpg.connection.connect import client_check, connecting
 from greenpg.connection.connect import watch as watch_module
 from greenpg.connection.connect.route import Host, find_route
 from greenpg.hubs import hub
@@ -350,3 +351,83 @@ def test_nothing_is_left_behind(silent_port):
             greenpg.connect(host="127.0.0.1", port=silent_port, dbname="x", user="x", total_connect_timeout=0.05)
     assert not watch_module._watches
     wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+
+# -- client_connection_check_interval
+
+
+def check_interval(conn):
+    with conn.cursor() as cur:
+        cur.execute("SHOW client_connection_check_interval")
+        return cur.fetchone()[0]
+
+
+@pytest.fixture
+def unknown_server(monkeypatch):
+    monkeypatch.setattr(client_check, "_refusing", set())
+    monkeypatch.setattr(client_check, "_taking", set())
+
+
+def test_the_server_looks_whether_the_client_is_there(dsn, unknown_server):
+    conn = greenpg.connect(dsn, application_name="checked", options="-c work_mem=5MB")
+    assert check_interval(conn) == "10s"
+    conn.cursor().execute("SET client_connection_check_interval = 0; RESET ALL")
+    assert check_interval(conn) == "10s"
+    assert conn.execute("SHOW work_mem").fetchone() == ("5MB",)
+    conn.close()
+
+
+def test_what_the_user_says_of_the_check_stands(dsn, monkeypatch):
+    options = "-c client_connection_check_interval=3s"
+    for conn in (greenpg.connect(dsn, options=options), psycopg2.connect(dsn, options=options)):
+        assert check_interval(conn) == "3s"
+        conn.close()
+    monkeypatch.setenv("PGOPTIONS", "-c client_connection_check_interval=0")
+    conn = greenpg.connect(dsn)
+    assert check_interval(conn) == "0"
+    conn.close()
+
+
+def test_an_asynchronous_connection_has_it_where_it_is_known_to_be_taken(dsn, unknown_server):
+    for expected in ("0", "10s"):
+        conn = greenpg.connect(dsn, async_=True)
+        greenpg.wait(conn)
+        cur = conn.cursor()
+        cur.execute("SHOW client_connection_check_interval")
+        greenpg.wait(conn)
+        assert cur.fetchone() == (expected,)
+        conn.close()
+        greenpg.connect(dsn).close()
+
+
+def test_a_server_that_refuses_it_is_not_asked_again(dsn, unknown_server, monkeypatch):
+    """One before PostgreSQL 14 says what this one says of a setting that doesn't exist."""
+    monkeypatch.setattr(client_check, "SETTING", "no_such_setting")
+    tried = []
+    monkeypatch.setattr(
+        connecting,
+        "options_with_check",
+        lambda route: tried.append(client_check.options_with_check(route)) or tried[-1],
+    )
+    for _ in range(2):
+        conn = greenpg.connect(dsn)
+        assert check_interval(conn) == "0"
+        conn.close()
+    assert tried == ["-c no_such_setting=10s", None]
+
+
+@pytest.mark.parametrize(
+    ("message", "refused"),
+    [
+        ("FATAL:  unsupported startup parameter: options", True),  # PgBouncer
+        ("FATAL:  unsupported startup parameter in options: client_connection_check_interval", True),
+        ("FATAL:  Feature not supported: RDS Proxy currently doesn't support command-line options.", True),
+        ('FATAL:  unrecognized configuration parameter "client_connection_check_interval"', True),
+        ('FATAL:  role "nobody" does not exist', False),
+        ("timeout expired", False),
+    ],
+)
+def test_refusals_as_servers_and_poolers_say_them(message, refused, unknown_server):
+    route = find_route("host=nowhere dbname=app")
+    assert client_check.is_refusal(route, message) == refused
+    assert (client_check.options_with_check(route) is None) == refused

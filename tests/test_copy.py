@@ -14,7 +14,7 @@ import psycopg2.errors
 import psycopg2.extras
 import pytest
 from kit import Killed, Task, is_waiting, run_all, usable, wait_until
-from psycopg2 import extensions
+from psycopg2 import _psycopg, extensions
 
 import greenpg
 from greenpg.connection import interrupting
@@ -943,9 +943,9 @@ def test_forgotten_block_and_the_pool(make_pool, admin):
 @pytest.fixture
 def no_wait_callback():
     callback = extensions.get_wait_callback()
-    extensions.set_wait_callback(None)
+    _psycopg.set_wait_callback(None)
     yield
-    extensions.set_wait_callback(callback)
+    _psycopg.set_wait_callback(callback)
 
 
 @pytest.mark.may_block
@@ -973,9 +973,9 @@ def test_without_a_wait_callback(dsn, no_wait_callback):
 def test_connection_made_before_patching(dsn):
     """psycopg2 has made it blocking; COPY doesn't block all the same."""
     callback = extensions.get_wait_callback()
-    extensions.set_wait_callback(None)
+    _psycopg.set_wait_callback(None)
     conn = greenpg.connect(dsn)
-    extensions.set_wait_callback(callback)
+    _psycopg.set_wait_callback(callback)
     cur = conn.cursor()
     cur.execute("CREATE TEMP TABLE item (id int, name text)")
     cur.copy_from(Reader([b"1\tx\n" * 100_000]), "item")
@@ -984,3 +984,133 @@ def test_connection_made_before_patching(dsn):
     cur.copy_to(file, "item")
     assert len(file.getvalue()) == 400_000
     conn.close()
+
+
+# -- a COPY that the server has refused
+
+
+class Endless:
+    """Numbers, the tenth of which isn't one."""
+
+    LIMIT = 30_000_000
+
+    def __init__(self):
+        self.served = 0
+
+    def read(self, size=8192):
+        if self.served > self.LIMIT:
+            return ""
+        text = "2\n" * (size // 2) if self.served else "1\n" * 9 + "oops\n"
+        self.served += len(text)
+        return text
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda cur, file: cur.copy_from(file, "item", columns=["id"]),
+        lambda cur, file: cur.copy_expert("COPY item (id) FROM STDIN", file),
+    ],
+    ids=["copy_from", "copy_expert"],
+)
+def test_reading_ends_when_the_server_has_refused(conn, cur, call):
+    file = Endless()
+    with pytest.raises(psycopg2.errors.InvalidTextRepresentation, match="oops"):
+        call(cur, file)
+    assert file.served < file.LIMIT / 2
+    assert usable(conn)
+
+
+@pytest.mark.parametrize("method", ["write", "write_row"])
+def test_writing_raises_what_the_server_has_refused_with(conn, cur, method):
+    written = 0
+    with (
+        pytest.raises(psycopg2.errors.InvalidTextRepresentation, match="oops"),
+        cur.copy("COPY item (id) FROM STDIN") as copy,
+    ):
+        while written < 20_000_000:
+            if method == "write":
+                copy.write("oops\n" * 1000)
+            else:
+                copy.write_row(["oops" * 1000])
+            written += 5000
+    assert written < 20_000_000
+    with pytest.raises(psycopg2.InterfaceError, match="has ended"):
+        copy.write("1\n")
+    assert usable(conn)
+
+
+def test_notices_are_no_refusal(conn, cur):
+    cur.execute(
+        """
+        CREATE FUNCTION pg_temp.tell() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE NOTICE 'row % ES\u0001 %', NEW.id, repeat('E', 500); RETURN NEW; END $$;
+        CREATE TRIGGER tells BEFORE INSERT ON item FOR EACH ROW EXECUTE FUNCTION pg_temp.tell()
+        """
+    )
+    cur.copy_from(io.StringIO("".join(f"{n}\tname\n" for n in range(20_000))), "item")
+    assert cur.rowcount == 20_000
+    assert "row 19999" in conn.notices[-1]
+
+
+def test_an_own_sqlstate_has_its_class_by_every_way(dsn, conn, cur):
+    """Of an error whose SQLSTATE has no name, whatever method it comes by."""
+    cur.execute(
+        """
+        CREATE FUNCTION pg_temp.refuse() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'own' USING ERRCODE = '23Z99'; END $$;
+        CREATE TRIGGER refuses BEFORE INSERT ON item FOR EACH ROW EXECUTE FUNCTION pg_temp.refuse();
+        CREATE TABLE pg_temp.late (id int);
+        CREATE CONSTRAINT TRIGGER refuses AFTER INSERT ON late INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION pg_temp.refuse();
+        CREATE FUNCTION pg_temp.raises() RETURNS int LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'own' USING ERRCODE = '23Z99'; END $$
+        """
+    )
+    conn.commit()
+
+    def copies(cursor):
+        with cursor.copy("COPY item FROM STDIN") as copy:
+            copy.write("1\tname\n")
+
+    def named(cursor):
+        named_cursor = conn.cursor("named")
+        named_cursor.execute("SELECT pg_temp.raises()")
+        named_cursor.fetchall()
+
+    def late(cursor):
+        cursor.execute("INSERT INTO late VALUES (1)")
+        conn.commit()
+
+    def in_a_block(cursor):
+        with conn.transaction():
+            cursor.execute("INSERT INTO late VALUES (1)")
+
+    ways = {
+        "execute": lambda cursor: cursor.execute("INSERT INTO item VALUES (1)"),
+        "executemany": lambda cursor: cursor.executemany("INSERT INTO item VALUES (%s)", [[1], [2], [3]]),
+        "execute_values": lambda cursor: psycopg2.extras.execute_values(
+            cursor, "INSERT INTO item VALUES %s", [[1, "a"]]
+        ),
+        "copy_from": lambda cursor: cursor.copy_from(io.StringIO("1\tname\n"), "item"),
+        "copy_expert": lambda cursor: cursor.copy_expert("COPY item FROM STDIN", io.StringIO("1\tname\n")),
+        "copy_to": lambda cursor: cursor.copy_expert("COPY (SELECT pg_temp.raises()) TO STDOUT", io.StringIO()),
+        "copy": copies,
+        "callproc": lambda cursor: cursor.callproc("pg_temp.raises"),
+        "named cursor": named,
+        "commit": late,
+        "transaction": in_a_block,
+    }
+    for way, call in ways.items():
+        with pytest.raises(greenpg.errors.IntegrityConstraintViolation, match="own") as caught:
+            call(conn.cursor())
+        assert caught.value.pgcode == "23Z99", way
+        conn.rollback()
+
+    with_async = greenpg.connect(dsn, async_=True)
+    greenpg.wait(with_async)
+    running = with_async.cursor()
+    running.execute("DO $$ BEGIN RAISE EXCEPTION 'own' USING ERRCODE = '23Z99'; END $$")
+    with pytest.raises(greenpg.errors.IntegrityConstraintViolation, match="own"):
+        greenpg.wait(with_async)
+    with_async.close()

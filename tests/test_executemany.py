@@ -11,7 +11,7 @@ import psycopg2.errors
 import psycopg2.extras
 import pytest
 from kit import Killed, Task, is_waiting, run_all, wait_until
-from psycopg2 import extensions, sql
+from psycopg2 import _psycopg, extensions, sql
 
 import greenpg
 from greenpg.connection.bulk import executemany
@@ -733,7 +733,7 @@ def test_in_a_pool(make_pool):
 def test_without_a_wait_callback(dsn):
     callback = extensions.get_wait_callback()
     conn = greenpg.connect(dsn)
-    extensions.set_wait_callback(None)
+    _psycopg.set_wait_callback(None)
     try:
         cur = conn.cursor()
         cur.execute("CREATE TEMP TABLE item (id int UNIQUE, name text)")
@@ -744,7 +744,7 @@ def test_without_a_wait_callback(dsn):
         assert caught.value.row_index == 10
         conn.close()
     finally:
-        extensions.set_wait_callback(callback)
+        _psycopg.set_wait_callback(callback)
 
 
 @green_only

@@ -254,8 +254,9 @@ def test_kill_while_writing(conn):
     conn.lobject().write("goes on")
 
 
-def test_unpatched_is_psycopg2s_own(dsn):
-    callback = extensions.get_wait_callback()
+def test_unpatched_is_psycopg2s_own(dsn, hub_name):
+    greenpg.unpatch()
+    callback = extensions.get_wait_callback()  # eventlet.monkey_patch() brings one
     extensions.set_wait_callback(None)
     try:
         conn = greenpg.connect(dsn)
@@ -266,3 +267,4 @@ def test_unpatched_is_psycopg2s_own(dsn):
         conn.close()
     finally:
         extensions.set_wait_callback(callback)
+        greenpg.patch(hub_name)

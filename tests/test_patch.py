@@ -7,7 +7,7 @@ import textwrap
 import psycopg2
 import psycopg2.extras
 import pytest
-from psycopg2 import extensions
+from psycopg2 import _psycopg, extensions
 
 import greenpg
 from greenpg.errors import PatchError
@@ -160,3 +160,147 @@ def test_a_program_that_is_gone_wrong_with_a_missing_library_is_told():
         """
     )
     assert printed == "ImportError False"
+
+
+# -- others, and the wrong order
+
+
+def other_callback(conn):
+    psycopg2.extras.wait_select(conn)
+
+
+def test_the_callback_of_another_library_does_not_take_greenpgs_away(dsn, caplog):
+    callback = extensions.get_wait_callback()
+    conn = greenpg.connect(dsn)
+    extensions.set_wait_callback(other_callback)
+    assert extensions.get_wait_callback() is callback
+    extensions.set_wait_callback(other_callback)
+    extensions.set_wait_callback(None)
+    assert extensions.get_wait_callback() is callback
+    extensions.set_wait_callback(callback)  # as it was
+    with conn.deadline(0.2), pytest.raises(greenpg.errors.DeadlineExceeded):
+        conn.execute("SELECT pg_sleep(5)")
+    conn.rollback()
+    conn.close()
+    said = [record.getMessage() for record in caplog.records if "wait callback" in record.getMessage()]
+    assert len(said) == 2
+    assert "test_patch.other_callback was set" in said[0]
+    assert "was to be taken away" in said[1]
+    assert all("greenpg.unpatch()" in line for line in said)
+
+
+def test_what_gets_past_it_is_found_at_the_next_connect(dsn, caplog):
+    callback = extensions.get_wait_callback()
+    for other in (other_callback, None):
+        _psycopg.set_wait_callback(other)
+        greenpg.connect(dsn).close()
+        assert extensions.get_wait_callback() is callback
+    for other in (other_callback, None):
+        _psycopg.set_wait_callback(other)
+        greenpg.patch()
+        assert extensions.get_wait_callback() is callback
+
+
+def test_after_unpatch_callbacks_can_be_set_again(hub_name):
+    before = extensions.set_wait_callback
+    greenpg.unpatch()
+    try:
+        assert extensions.set_wait_callback is _psycopg.set_wait_callback
+        extensions.set_wait_callback(other_callback)
+        greenpg.patch(hub_name)
+        assert extensions.get_wait_callback() is not other_callback
+        greenpg.unpatch()
+        assert extensions.get_wait_callback() is other_callback
+    finally:
+        extensions.set_wait_callback(None)
+        greenpg.patch(hub_name)
+    assert extensions.set_wait_callback != before
+
+
+LATE = """
+    import sys, warnings
+    warnings.simplefilter("ignore")
+    import greenpg, psycopg2
+    pool = greenpg.ConnectionPool(sys.argv[1], min_size=1, max_size=2, open=False)
+    {before}
+    {monkey}
+    {after}
+    import time
+    done = []
+    def work():
+        psycopg2.connect(sys.argv[1]).close()
+        pool.fetchval("SELECT pg_sleep(0.1)")
+        done.append(1)
+    import threading  # green by now
+    pool.open()
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join(20)
+    from greenpg.hubs import hub
+    print(hub().name, len(done))
+    pool.close()
+"""
+MONKEYS = {
+    "gevent": "from gevent import monkey; monkey.patch_all()",
+    "eventlet": "import eventlet; eventlet.monkey_patch()",
+}
+
+
+@pytest.mark.only_hub("threads")
+@pytest.mark.parametrize("found", MONKEYS)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("greenpg.patch()", ""),
+        ("greenpg.patch()", "greenpg.patch()"),
+        ("greenpg.patch()", "greenpg.patch({found!r})"),
+        ("", "greenpg.patch()"),
+        ("greenpg.patch({found!r})", ""),
+        ("greenpg.patch(); greenpg.unpatch()", "greenpg.patch()"),
+    ],
+)
+def test_monkey_patching_may_come_later(dsn, found, before, after):
+    """As in gunicorn's post_fork, which runs before the worker is monkey-patched."""
+    before, after = before.format(found=found), after.format(found=found)
+    assert run_python(LATE.format(before=before, monkey=MONKEYS[found], after=after), dsn) == f"{found} 6"
+
+
+@pytest.mark.only_hub("threads")
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_native_threads_in_a_monkey_patched_program_are_warned_of(dsn, order):
+    """Asked for by name, they are what is used."""
+    monkey, patch = MONKEYS["gevent"], "greenpg.patch('threads')"
+    steps = f"{monkey}; {patch}" if order == "before" else f"{patch}; {monkey}"
+    printed = run_python(
+        f"""
+        import sys, warnings
+        import greenpg, psycopg2
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RuntimeWarning)
+            {steps}
+            import gevent
+            connect = lambda: psycopg2.connect(sys.argv[1]).close()
+            gevent.joinall([gevent.spawn(connect) for _ in range(5)], raise_error=True)
+        print([str(warning.message) for warning in caught if "greenpg" in str(warning.message)])
+        """,
+        dsn,
+    )
+    assert "is monkey-patched for gevent" in printed
+    assert printed.count('greenpg.patch("gevent")') == 1
+
+
+@pytest.mark.only_hub("threads")
+def test_eventlets_own_callback_is_not_worth_a_warning(dsn):
+    printed = run_python(
+        """
+        import eventlet, logging, sys
+        eventlet.monkey_patch(psycopg=False)
+        logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
+        import greenpg, psycopg2
+        greenpg.patch()
+        callback = psycopg2.extensions.get_wait_callback()
+        eventlet.monkey_patch()  # gunicorn's eventlet worker does, after post_fork
+        print(psycopg2.extensions.get_wait_callback() is callback)
+        """
+    )
+    assert printed == "True"

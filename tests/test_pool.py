@@ -534,3 +534,31 @@ def test_stats(make_pool):
     assert pool.pop_stats() == stats
     assert pool.get_stats()["requests_num"] == 0
     assert "'counted' open: 1 of 2 connections, 0 lent, 0 waiting" in repr(pool)
+
+
+def test_pools_connect_by_what_psycopg2_connect_is(make_pool, monkeypatch):
+    """Instrumentation replaces it, and may put a proxy around what it gives."""
+    seen = []
+    connect = psycopg2.connect
+
+    class Proxy:
+        def __init__(self, conn):
+            self.__wrapped__ = conn
+
+    def instrumented(*args, **kwargs):
+        cursor_factory = kwargs.pop("cursor_factory", None) or psycopg2.extensions.cursor
+
+        class Traced(cursor_factory):
+            def execute(self, query, vars=None):
+                seen.append(query)
+                super().execute(query, vars)
+
+        return Proxy(connect(*args, cursor_factory=Traced, **kwargs))
+
+    monkeypatch.setattr(psycopg2, "connect", instrumented)
+    pool = make_pool(min_size=1, kwargs={"cursor_factory": psycopg2.extras.DictCursor, "application_name": "traced"})
+    with pool.cursor() as cur:
+        cur.execute("SELECT current_setting('application_name') AS name")
+        assert cur.fetchone()["name"] == "traced"
+    assert seen == ["SELECT current_setting('application_name') AS name"]
+    assert pool.fetchval("SELECT 1") == 1

@@ -8,6 +8,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from ..errors import is_interruption
+from ..errors.sqlstate import name_by_sqlstate
 from .composing import compose
 from .cursor import Cursor
 from .guarded_connection import GuardedConnection
@@ -262,9 +263,10 @@ class LargeObjectMixin(GuardedConnection):
         try:
             # psycopg2 checks the arguments and the state. Without a wait callback it does it all.
             return _connection.lobject(self, oid, mode, new_oid, new_file, lobject_factory)
-        except psycopg2.ProgrammingError as error:
-            if "asynchronous callback" not in str(error):
-                raise
+        except psycopg2.DatabaseError as error:
+            if not isinstance(error, psycopg2.ProgrammingError) or "asynchronous callback" not in str(error):
+                name_by_sqlstate(error)
+                raise error
         if self.status == extensions.STATUS_PREPARED:
             raise psycopg2.ProgrammingError("lobject cannot be used with a prepared two-phase transaction")
         lobject = compose(lobject_factory, LargeObject)(self, oid, mode, new_oid, new_file)

@@ -25,6 +25,7 @@ from psycopg2 import _psycopg, extensions, sql
 
 from .. import libpq
 from ..errors import is_interruption
+from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import hub
 from .bulk.pacing import SHORTEST_PAUSE
 from .cursor import Cursor
@@ -92,6 +93,9 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
         try:
             statement.take_callback_away()
             _ReplicationCursor.start_replication_expert(self, statement, decode, status_interval)
+        except psycopg2.DatabaseError as error:
+            name_by_sqlstate(error)
+            raise error
         finally:
             statement.put_back()
 

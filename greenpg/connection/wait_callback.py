@@ -19,6 +19,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from ..errors import DeadlineExceeded, WaitTimeout, is_interruption
+from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import Hub, hub
 from .connect.watch import HostTimedOut, watch_of
 from .interrupting import cancel_unheeded, interrupt
@@ -109,8 +110,12 @@ def wait(conn: extensions.connection, timeout: float | None = None) -> None:
     if gate is None:  # psycopg2's own connection, which has none
         return wait_by_poll(conn, hub(), timeout)
     gate.make_way("wait")
-    with gate.occupied():
-        wait_by_poll(conn, hub(), timeout)
+    try:
+        with gate.occupied():
+            wait_by_poll(conn, hub(), timeout)
+    except psycopg2.DatabaseError as error:
+        name_by_sqlstate(error)
+        raise error
     return None
 
 

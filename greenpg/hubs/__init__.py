@@ -15,8 +15,6 @@ __all__ = ["Event", "FdWaiter", "Hub", "Mutex", "choose", "hub", "use"]
 
 NAMES = ("gevent", "eventlet", "threads")
 
-_hub: Hub = ThreadsHub()
-
 
 def hub() -> Hub:
     """The hub in use."""
@@ -34,13 +32,15 @@ def choose(name: str | None) -> Hub:
     """A hub by its name, or the one for what is monkey-patched.
 
     Raises ValueError for an unknown name, ImportError when its library isn't installed. Warns (RuntimeWarning) when
-    the program isn't monkey-patched for it.
+    the program isn't monkey-patched for it, or is for another one.
     """
     if name is None:
         return _found_hub()
     if name not in NAMES:
         raise ValueError(f"unknown hub {name!r}: use one of {', '.join(map(repr, NAMES))}, or None to find it")
     new_hub = _make(name)
+    if name == "threads":
+        warn_of_blocking_threads()
     if not new_hub.is_monkey_patched():
         warnings.warn(
             f"greenpg.patch({name!r}): the program is not monkey-patched, so everything but the database still blocks; "
@@ -67,6 +67,19 @@ def monkey_patched_hub() -> Hub | None:
     return None
 
 
+def warn_of_blocking_threads() -> bool:
+    """Warn (RuntimeWarning) if the program is monkey-patched, though it has asked for native threads."""
+    found = monkey_patched_hub()
+    if found is not None:
+        warnings.warn(
+            f'greenpg.patch("threads"): the program is monkey-patched for {found.name}, so each wait for the database '
+            f'stops all of its tasks; call greenpg.unpatch(), then greenpg.patch("{found.name}")',
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return found is not None
+
+
 def _found_hub() -> Hub:
     found = monkey_patched_hub()
     if found is not None:
@@ -81,6 +94,12 @@ def _found_hub() -> Hub:
     return ThreadsHub()
 
 
+def _first_hub() -> Hub:
+    """Native threads, also in a program that is monkey-patched before greenpg is imported."""
+    found = monkey_patched_hub()
+    return ThreadsHub() if found is None else found.natives()
+
+
 def _make(name: str) -> Hub:
     if name == "gevent":
         from .gevent import GeventHub
@@ -91,3 +110,6 @@ def _make(name: str) -> Hub:
 
         return EventletHub()
     return ThreadsHub()
+
+
+_hub: Hub = _first_hub()

@@ -81,6 +81,9 @@ class Hub(Protocol):
     def is_monkey_patched(self) -> bool:
         """Whether the program's sockets wait through this hub. Always true of threads."""
 
+    def natives(self) -> Hub:
+        """Native threads, with the primitives as they are without the monkey-patching."""
+
     def fd_waiter(self, fd: int) -> FdWaiter:
         """A waiter for the descriptor, for as long as it stays open."""
 

@@ -168,10 +168,13 @@ class EventletHub:
             getaddrinfo=patcher.original("socket").getaddrinfo,
             local=_native_threading.local,
         )
-        self._main_thread = self._natives.current()
+        self._main_thread = _native_threading.main_thread().ident  # which may not be the one that patches
 
     def is_monkey_patched(self) -> bool:
         return bool(patcher.is_monkey_patched("socket"))
+
+    def natives(self) -> ThreadsHub:
+        return self._natives
 
     def _loop(self) -> Any:
         loop = _loop_if_exists()

@@ -253,6 +253,9 @@ class GeventHub:
     def is_monkey_patched(self) -> bool:
         return bool(monkey.is_module_patched("socket"))
 
+    def natives(self) -> ThreadsHub:
+        return self._natives
+
     def _loop(self) -> _Loop | None:
         hub = get_hub_if_exists()
         if hub is None and self._natives.current() == MAIN_THREAD_IDENT:

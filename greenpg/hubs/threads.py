@@ -156,6 +156,9 @@ class ThreadsHub:
     def is_monkey_patched(self) -> bool:
         return True
 
+    def natives(self) -> ThreadsHub:
+        return self
+
     def fd_waiter(self, fd: int) -> ThreadFdWaiter:
         return ThreadFdWaiter(fd, self._poll)
 

@@ -97,6 +97,11 @@ def survive_forks(core: PoolCore) -> None:
     _cores.add(core)
 
 
+def open_cores() -> list[PoolCore]:
+    """Of all pools that are open in this process."""
+    return [core for core in list(_cores) if not core.is_closed]
+
+
 def _forget_connections(core: PoolCore) -> None:
     """Point the child's copies of the sockets to nowhere.
 

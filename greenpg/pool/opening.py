@@ -11,7 +11,8 @@ import random
 import weakref
 from typing import Any
 
-from ..connection.connect.connecting import connect
+from ..connection.connect.connecting import connect_as_instrumented
+from ..connection.connect.dsn import checked_dsn
 from ..connection.connection import Connection
 from ..errors import is_interruption
 from ..hubs import hub
@@ -185,11 +186,8 @@ def _connect(core: PoolCore, slot: Slot) -> Connection:
     options = core.options
     conninfo = options.conninfo() if callable(options.conninfo) else options.conninfo
     kwargs: dict[str, Any] = dict((options.kwargs() if callable(options.kwargs) else options.kwargs) or {})
-    conn: Connection = connect(  # type: ignore[assignment]  # which puts Connection under the class
-        conninfo,
-        connection_factory=options.connection_class,
-        cursor_factory=kwargs.get("cursor_factory"),
-        **for_libpq(kwargs),
+    conn: Connection = connect_as_instrumented(
+        checked_dsn(conninfo, **for_libpq(kwargs)), options.connection_class, kwargs.get("cursor_factory")
     )
     try:
         if kwargs.get("autocommit"):

@@ -343,6 +343,7 @@ def pools(dsn: str) -> None:
     assert_type(greenpg.get_pool("types", dsn, min_size=0, max_size=1, reset="rollback"), ConnectionPool)
     greenpg.forget_pool("types")
     greenpg.close_pools(timeout=1.0)
+    greenpg.shutdown(timeout=1.0)
 
 
 def main(dsn: str) -> None:

@@ -25,6 +25,10 @@ class ConnectionLost(Exception):
     """libpq has noticed that the connection is gone; psycopg2's `poll()` says how."""
 
 
+class Refused(Exception):
+    """The server has refused the data of a COPY, and throws away what still comes."""
+
+
 class Channel:
     """One statement's traffic on a connection."""
 
@@ -53,9 +57,12 @@ class Channel:
             if unsent < 0:
                 raise ConnectionLost
             self._wait(self._waiter.wait_write, time.monotonic() + _NOTICE_INTERVAL)
-            if not libpq.function("PQconsumeInput")(pgconn):
-                raise ConnectionLost
+            self._consume()
         self._breathe()
+
+    def _consume(self) -> None:
+        if not libpq.function("PQconsumeInput")(self._pgconn):
+            raise ConnectionLost
 
     def _wait(self, wait: Any, at_most_until: float | None) -> None:
         deadline = self._deadline

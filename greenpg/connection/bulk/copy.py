@@ -11,13 +11,14 @@ from psycopg2 import extensions
 
 from ... import libpq
 from ...errors import CopyInProgress, is_interruption
+from ...errors.sqlstate import name_by_sqlstate
 from ...hubs import hub
 from ..gate import Occupant
 from ..guarded_cursor import GuardedCursor, Params, Query
 from ..interrupting import cut_off
 from ..server_errors import error_of, text_codec
-from .channel import ConnectionLost
-from .copy_channel import CopyChannel, end_stray_copy, is_ready_for_copy
+from .channel import ConnectionLost, Refused
+from .copy_channel import REFUSED, CopyChannel, end_stray_copy, is_ready_for_copy
 from .copy_format import RowFormat
 
 _cursor = extensions.cursor
@@ -80,12 +81,13 @@ class Copy(Occupant):
         outer_call = gate.enter("copy")
         try:
             _cursor.execute(self._cursor, self._statement, self._params)
-        except psycopg2.ProgrammingError as error:
+        except psycopg2.DatabaseError as error:
             if gate.interruption is not None:
                 end_stray_copy(conn, error)  # interrupted just before
                 raise
             if not is_ready_for_copy(error):
-                raise
+                name_by_sqlstate(error)
+                raise error
             return deadline
         finally:
             gate.leave(outer_call)
@@ -117,8 +119,12 @@ class Copy(Occupant):
         channel = self._active("copy")
         if channel.direction == libpq.COPY_IN:
             with _Turn(self):
-                self._send_unsent(channel)
-                channel.finish_writing()
+                try:
+                    self._send_unsent(channel)
+                except Refused:
+                    channel.finish_writing(REFUSED)
+                else:
+                    channel.finish_writing()
                 channel.direction = None
         elif not self._at_end:
             self._abandon("not read to its end")
@@ -160,12 +166,12 @@ class Copy(Occupant):
     # -- to the server
 
     def write(self, buffer: bytes | bytearray | memoryview | str) -> None:
-        """Send data in the COPY's format, cut anywhere; str is encoded. Suspends until the system has taken it."""
+        """Send data in the COPY's format, cut anywhere; str is encoded. Suspends until the system has taken it.
+
+        Raises the server's error as soon as it is known that it has refused the COPY; so does `write_row()`.
+        """
         channel = self._active("write", libpq.COPY_IN)
-        data = buffer.encode(self._codec) if isinstance(buffer, str) else bytes(buffer)
-        with _Turn(self):
-            self._send_unsent(channel)
-            channel.write(data)
+        self._send(channel, buffer.encode(self._codec) if isinstance(buffer, str) else bytes(buffer))
 
     def write_row(self, row: Sequence[Any]) -> None:
         """Send a row of Python values; the COPY must be in the text format. Suspends now and then.
@@ -177,8 +183,25 @@ class Copy(Occupant):
         self._unsent.append(line)
         self._unsent_length += len(line)
         if self._unsent_length >= _WRITE_BEHIND:
+            self._send(channel, b"")
+
+    def _send(self, channel: CopyChannel, data: bytes) -> None:
+        try:
             with _Turn(self):
                 self._send_unsent(channel)
+                channel.write(data)
+        except Refused:
+            self._raise_refusal(channel)
+
+    def _raise_refusal(self, channel: CopyChannel) -> None:
+        with _Turn(self):
+            channel.finish_writing(REFUSED)
+            channel.direction = None
+            outcome = channel.outcome()
+        self._settle(outcome)
+        self._channel = None
+        self._conn._gate.vacate(self)
+        raise error_of(outcome, self._conn, self._cursor) from None
 
     def _send_unsent(self, channel: CopyChannel) -> None:
         if self._unsent:

@@ -14,11 +14,14 @@ from ...errors import is_interruption
 from ...hubs import FdWaiter
 from ..guarded_connection import GuardedConnection
 from ..interrupting import cut_off, end_on_server
-from .channel import Channel, ConnectionLost
+from .channel import Channel, ConnectionLost, Refused
 
 # Larger pieces would grow libpq's buffer, which never shrinks, and take the hub's time.
 _PIECE_BYTES = 64 * 1024
 _ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
+
+#: Said to a server that has refused the data: it doesn't listen, but should it, the COPY must not succeed.
+REFUSED = "the server has refused the data"
 
 
 class CopyChannel(Channel):
@@ -30,6 +33,7 @@ class CopyChannel(Channel):
         super().__init__(conn, waiter, deadline)
         self._put = libpq.function("PQputCopyData")
         self._unflushed = 0
+        self._is_ending = False
         self._reader: libpq.CopyReader | None = None
         #: libpq.COPY_IN (to the server), libpq.COPY_OUT, or None if no COPY is under way.
         self.direction: int | None = None
@@ -44,9 +48,13 @@ class CopyChannel(Channel):
     # -- to the server
 
     def write(self, data: bytes) -> None:
-        """Send data. When it returns, at most `_PIECE_BYTES` are not with the operating system yet."""
+        """Send data. When it returns, at most `_PIECE_BYTES` are not with the operating system yet.
+
+        Raises `Refused` if the server doesn't want any more: `finish_writing(REFUSED)`, then its error is the outcome.
+        """
         length = len(data)
         if length <= _PIECE_BYTES:
+            self._check_wanted()
             if self._put(self._pgconn, data, length) != 1:
                 raise ConnectionLost
             # libpq sends by itself what it can. To flush each time would send its 8 KiB in two parts.
@@ -58,9 +66,22 @@ class CopyChannel(Channel):
         for start in range(0, length, _PIECE_BYTES):
             self.write(data[start : start + _PIECE_BYTES])
 
+    def _consume(self) -> None:
+        self._check_wanted()
+        super()._consume()
+
+    def _check_wanted(self) -> None:
+        # libpq leaves an error that comes during a COPY FROM unread until the data are complete, and hides it in its
+        # buffer when it next reads; so it is looked for each time before libpq gets the word.
+        if not self._is_ending and (has_come := libpq.peek(self._pgconn)):
+            if _contains_error(has_come):
+                raise Refused
+            super()._consume()  # notices
+
     def finish_writing(self, error: str | None = None) -> None:
         """Say that the data is complete; with an error, that it won't be: the server rolls the COPY back."""
         message = None if error is None else error.encode("utf-8", "replace").replace(b"\0", b"")
+        self._is_ending = True
         if libpq.function("PQputCopyEnd")(self._pgconn, message) != 1:
             raise ConnectionLost
         self._flush()
@@ -166,6 +187,18 @@ class _Outcome:
 
     def wait(self, until: float) -> object:
         return self._waiter.wait_read(until)
+
+
+def _contains_error(messages: bytes) -> bool:
+    """Whether there is an error among the server's messages: each a letter and the length, then the fields, severity
+    first. libpq may have taken a part of the first one already."""
+    position = 0
+    while position + 6 <= len(messages):
+        length = int.from_bytes(messages[position + 1 : position + 5], "big")
+        if messages[position] == ord("E") and messages[position + 5] == ord("S") and length < 1 << 16:
+            return True
+        position += 1 + length
+    return False
 
 
 def is_ready_for_copy(error: psycopg2.Error) -> bool:

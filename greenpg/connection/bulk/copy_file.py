@@ -17,14 +17,15 @@ from psycopg2 import extensions
 
 from ... import libpq
 from ...errors import is_interruption
+from ...errors.sqlstate import name_by_sqlstate
 from ...hubs import FdWaiter
 from ..cancel import shut_down
 from ..guarded_connection import GuardedConnection
 from ..guarded_cursor import GuardedCursor, Query
 from ..interrupting import interrupt, note_first
 from ..server_errors import text_codec
-from .channel import ConnectionLost
-from .copy_channel import CopyChannel, end_stray_copy
+from .channel import ConnectionLost, Refused
+from .copy_channel import REFUSED, CopyChannel, end_stray_copy
 
 _cursor = extensions.cursor
 
@@ -111,7 +112,11 @@ class FileCopy:
                 return
             if not data:
                 break
-            write(data)
+            try:
+                write(data)
+            except Refused:
+                channel.finish_writing(REFUSED)
+                return
         channel.finish_writing()
 
     def _fail(self, channel: CopyChannel, error: Exception) -> None:
@@ -187,10 +192,11 @@ def _is_refused_because_green(method: Any, cursor: GuardedCursor, *args: Any) ->
     conn._gate.make_way(method.__name__)
     try:
         method(cursor, *args)
-    except psycopg2.ProgrammingError as error:
-        if "asynchronous callback" in str(error):
+    except psycopg2.DatabaseError as error:
+        if isinstance(error, psycopg2.ProgrammingError) and "asynchronous callback" in str(error):
             return True
-        raise
+        name_by_sqlstate(error)
+        raise error
     return False
 
 
@@ -221,10 +227,11 @@ def _run(cursor: GuardedCursor, name: str, sql: Any, file: Any, size: int) -> No
     try:
         _cursor.execute(runner, sql)
     except psycopg2.Error as error:
+        name_by_sqlstate(error)
         if copy.read_error is not None:
             raise error from copy.read_error
         end_stray_copy(conn, error)  # there is one if the call was interrupted just before
-        raise
+        raise error
     finally:
         gate.copying(None)
         gate.leave(outer_call)

@@ -14,7 +14,10 @@ from ...errors import is_interruption, note_failed_to_connect
 from ...hubs import hub
 from ..composing import compose
 from ..connection import Connection
+from ..installing import settle
+from ..running import note_connection
 from ..wait_callback import wait_by_poll
+from .client_check import is_refusal, note_taken, options_with_check
 from .dsn import checked_dsn
 from .look_up import look_up
 from .route import Host, Route, find_route
@@ -72,7 +75,9 @@ def connect(
     libpq's `connect_timeout` (whole seconds; from the DSN, a keyword, the service file or PGCONNECT_TIMEOUT) limits
     each address of each host, the look-up of its name included; `total_connect_timeout` (seconds; default: no limit)
     limits all of them together. For TCP, keepalives and `tcp_user_timeout` have defaults by which a peer that is gone
-    is noticed within about a minute; keywords of these names change them.
+    is noticed within about a minute; keywords of these names change them. The server is asked to look every 10 s, while
+    it works, whether this side is still there (`client_connection_check_interval`, PostgreSQL 14 and later), unless
+    libpq's `options` say something of that: `options="-c client_connection_check_interval=0"`.
     """
     asynchronous = {key: kwargs.pop(key) for key in ("async", "async_") if key in kwargs}
     if total_connect_timeout is not None and not total_connect_timeout > 0:
@@ -85,25 +90,43 @@ def connect(
     return conn
 
 
+def connect_as_instrumented(dsn: str, connection_factory: Any, cursor_factory: Any) -> Any:
+    """`connect()` by what `psycopg2.connect` is at the moment: OpenTelemetry's instrumentation and its like replace it.
+
+    Only while it gives connections of greenpg's. A proxy around one (wrapt's) is taken off: psycopg2 takes none.
+    """
+    is_patched = getattr(psycopg2, "_connect", None) is connect_for_psycopg2
+    connect_here: Any = psycopg2.connect if is_patched else connect
+    conn = connect_here(dsn, connection_factory=connection_factory, cursor_factory=cursor_factory)
+    while not issubclass(type(conn), extensions.connection) and hasattr(conn, "__wrapped__"):
+        conn = conn.__wrapped__
+    return conn
+
+
 def connect_for_psycopg2(
     dsn: str, connection_factory: Any = None, *, total_connect_timeout: float | None = None, **asynchronous: Any
 ) -> Any:
     """What stands in for `psycopg2._connect` while patched."""
     try:
-        return _connect(dsn, connection_factory, total_connect_timeout, **asynchronous)
+        conn = _connect(dsn, connection_factory, total_connect_timeout, **asynchronous)
     except psycopg2.Error as error:
         if not is_interruption(error):
             note_failed_to_connect(error)
         raise
+    if isinstance(conn, Connection):
+        note_connection(conn)
+    return conn
 
 
 def _connect(dsn: str, connection_factory: Any, total_connect_timeout: float | None, **asynchronous: Any) -> Any:
+    settle()
     factory = Connection if connection_factory is None else compose(connection_factory, Connection)
     if extensions.get_wait_callback() is None:  # libpq does it all, in C
         return _psycopg2_connect(dsn, connection_factory=factory, **asynchronous)
     if any(asynchronous.values()):
         route, hosts, _ = _prepare(dsn, total_connect_timeout)
-        conn = _psycopg2_connect(route.dsn_to(hosts), connection_factory=factory, **asynchronous)
+        options = options_with_check(route, only_if_known=True)  # nobody here would see it refused
+        conn = _psycopg2_connect(route.dsn_to(hosts, options), connection_factory=factory, **asynchronous)
     else:
         conn = _connect_in_time(
             dsn, total_connect_timeout, lambda found: _psycopg2_connect(found, connection_factory=factory)
@@ -132,6 +155,7 @@ def connect_asynchronous(dsn: str, begun: Callable[[Connection | None], object])
         conn._note_dsn(dsn)
         return conn
 
+    settle()
     return _connect_in_time(dsn, None, open_and_wait)
 
 
@@ -150,12 +174,16 @@ def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable
     """Let libpq try the hosts; whenever one has had its time, begin again without it."""
     deadline = None if total_timeout is None else time.monotonic() + total_timeout
     route, hosts, failures = _prepare(dsn, total_timeout)
+    options = options_with_check(route)
     task = hub().current()
     while True:
         watch = ConnectWatch(route.timeout, deadline)
         try:
             with watching(task, watch):
-                return connect_to(route.dsn_to(hosts))
+                conn = connect_to(route.dsn_to(hosts, options))
+            if options is not None:
+                note_taken(route)
+            return conn
         except HostTimedOut:
             host = watch.timed_out(hosts)
             failures.append(f"connection to {host} failed: timeout expired")
@@ -165,6 +193,9 @@ def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable
         except psycopg2.OperationalError as error:
             if is_interruption(error):
                 raise
+            if options is not None and is_refusal(route, str(error)):
+                options = None
+                continue
             raise psycopg2.OperationalError("\n".join([*failures, watch.complete(str(error))])) from None
 
 

@@ -57,9 +57,9 @@ class Route:
     timeout: float | None
     options: dict[str, str]
 
-    def dsn_to(self, hosts: list[Host]) -> str:
-        """The connection string for these hosts."""
-        changes: dict[str, str] = {}
+    def dsn_to(self, hosts: list[Host], options: str | None = None) -> str:
+        """The connection string for these hosts; with other `options` for the server, unless None."""
+        changes: dict[str, str] = {} if options is None else {"options": options}
         if hosts != self.hosts or any(host.address for host in hosts):
             changes["host"] = ",".join(host.name for host in hosts)
             changes["hostaddr"] = ",".join(host.address for host in hosts)

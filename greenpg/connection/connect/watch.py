@@ -78,6 +78,6 @@ class watching:
 
     def __exit__(self, *exc_info: object) -> None:
         if self._outer is None:
-            del _watches[self._task]
+            _watches.pop(self._task, None)  # by the wrong hub, tasks of one native thread are the same
         else:
             _watches[self._task] = self._outer
