@@ -32,7 +32,7 @@ class Unit:
 
         Raises RuntimeError in a green thread that isn't the unit's own, and what `pool.getconn()` raises.
         """
-        if hub().current() is not self._owner:
+        if hub().current() != self._owner:
             raise RuntimeError(
                 "this connection belongs to the request, or task, and is not for what it has spawned: use "
                 "`with db.cursor()` or `with db.transaction()` there, which lend one of its own"
@@ -48,7 +48,7 @@ class Unit:
         """`with db.transaction() as conn:` commits at its end, or rolls back if it raises; within another block, or a
         transaction that the unit keeps, it's a savepoint. Options: `conn.transaction()`'s. Suspends.
         """
-        if hub().current() is not self._owner:
+        if hub().current() != self._owner:
             with self.pool.transaction(**options) as conn:
                 yield conn
         elif self._conn is not None or self._keeps_transaction:
@@ -65,7 +65,7 @@ class Unit:
     @contextmanager
     def cursor(self, cursor_factory: Callable[..., Any] | None = None) -> Iterator[Any]:
         """`with db.cursor() as cur:` is a transaction of its own, or a part of the one that there is. Suspends."""
-        is_within = hub().current() is self._owner and (
+        is_within = hub().current() == self._owner and (
             self._keeps_transaction or (self._conn is not None and self._context is None)
         )
         if is_within:
