@@ -90,7 +90,10 @@ def test_200_tasks_and_a_stop_under_load(start, done, admin, pool):
         sizes.append(len(states(admin, name)))
         return len(done()) == 200
 
-    wait_until(all_done, 60)
+    try:
+        wait_until(all_done, 60)
+    finally:
+        print(len(done()), states(admin, name), celery.output[-3000:])
     assert done() == list(range(200))
     assert 0 < max(sizes) <= POOL_SIZE
     celery.send("[tasks.work.delay(1000 + n, 1.5) for n in range(5)]; [tasks.work.delay(2000 + n, 60) for n in range(5)]")
