@@ -25,7 +25,7 @@ FLOORS = {
 }
 ONLY = {
     "gevent": {"hubs/gevent.py", "integrations"},
-    "eventlet": {"hubs/eventlet.py"},
+    "eventlet": {"hubs/eventlet.py", "integrations"},
     "greenlet": {"hubs/gevent.py", "hubs/eventlet.py"},
     "ctypes": {"libpq.py", "driver.py"},
     "gunicorn": {"cli.py", "demo.py", "integrations"},
