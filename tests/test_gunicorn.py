@@ -1,0 +1,94 @@
+"""greenpg.integrations.gunicorn under the real gunicorn."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from kit import wait_until
+from servers_kit import answer, environment_for, states, stop_under_load, storm
+from test_cli import RunningServer
+
+pytestmark = pytest.mark.only_hub("threads")
+
+BY_CLASS = ["-k", "greenpg.integrations.gunicorn.GreenpgWorker"]
+BY_CONFIG = ["-c", "python:greenpg.integrations.gunicorn"]
+
+
+class Gunicorn(RunningServer):
+    """gunicorn, which may complain of the requests that are cut short."""
+
+    def _complaints(self):
+        return None
+
+
+@pytest.fixture
+def start(dsn, tmp_path):
+    servers = []
+
+    def start_gunicorn(name, *options, **environment):
+        command = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", *options, "app"]
+        server = Gunicorn(command, tmp_path / "output", env=environment_for(dsn, name, tmp_path, **environment))
+        servers.append(server)
+        return server
+
+    yield start_gunicorn
+    for server in servers:
+        if server.process.poll() is None:
+            server.stop()
+
+
+@pytest.mark.parametrize("options", [BY_CLASS, [*BY_CONFIG, "--preload"]], ids=["worker class", "config, preload"])
+def test_200_requests_and_a_stop_under_load(start, admin, options):
+    name = "gunicorn-storm"
+    server = start(name, *options, "--graceful-timeout", "4")
+    assert answer(server, "/patched") == (200, b"True True")
+    storm(server, admin, name)
+    late = stop_under_load(server, admin, name)
+    # They were told in time, by the worker.
+    assert {status for status, _ in late} == {500}, server.output.read_text()[-3000:]
+    assert "QueryCanceled" in server.output.read_text()
+    assert "SIGKILL" not in server.output.read_text()
+
+
+def test_a_quick_stop_and_a_short_grace(start, admin):
+    name = "gunicorn-short"
+    server = start(name, *BY_CLASS, "--graceful-timeout", "1")
+    with ThreadPoolExecutor(5) as clients:
+        slow = [clients.submit(answer, server, "/?60") for _ in range(5)]
+        wait_until(lambda: states(admin, name).count("active") == 5)
+        assert server.stop() == 0
+        assert all(request.result()[0] != 200 for request in slow)
+    assert "SIGKILL" not in server.output.read_text()
+    wait_until(lambda: states(admin, name) == [], 5)
+
+
+def test_an_idle_worker_ends_at_once(start, admin):
+    name = "gunicorn-idle"
+    server = start(name, *BY_CLASS)
+    assert answer(server, "/") == (200, b"42")
+    started = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - started < 15  # not graceful_timeout, which is 30
+    assert states(admin, name) == []
+
+
+def test_a_hung_worker_says_where_its_greenlets_are(start, admin):
+    name = "gunicorn-hung"
+    server = start(name, *BY_CLASS, "--timeout", "2", "--graceful-timeout", "2")
+    with ThreadPoolExecutor(2) as clients:
+        slow = clients.submit(answer, server, "/?60")
+        wait_until(lambda: states(admin, name).count("active") == 1)
+        clients.submit(answer, server, "/hang")
+        wait_until(lambda: "has hung" in server.output.read_text(), 20)
+        wait_until(lambda: states(admin, name) == [], 10)
+        assert slow.result()[0] != 200
+    # The master starts another one.
+    wait_until(lambda: answer(server, "/") == (200, b"42"), 20)
+    output = server.output.read_text()
+    assert re.search(r'app\.py", line \d+, in application\s+while True', output)  # the one that hangs
+    assert "pool.fetchval" in output  # the one that waits
+    server.stop()
