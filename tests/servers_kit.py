@@ -20,9 +20,9 @@ def environment_for(dsn, name, home, **more):
     that nothing but the process itself can have ended what it ran."""
     quiet = make_dsn(dsn, application_name=name, options="-c client_connection_check_interval=0")
     return ENVIRONMENT | {
-        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS / "servers")]),
+        "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS / "servers", TESTS.parent / "examples"])),
         "PYTHONWARNINGS": "ignore",
-        "SERVERS_DSN": quiet,
+        "GREENPG_DSN": quiet,
         "HOME": os.fspath(home),
         **more,
     }

@@ -1,4 +1,4 @@
-"""greenpg.integrations.celery in real workers, on a broker of files."""
+"""greenpg.integrations.celery in real workers, which run examples/with_celery.py on a broker of files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 from kit import wait_until
 from servers_kit import POOL_SIZE, environment_for, states
 from test_cli import RunningServer
+
+from greenpg.integrations.celery import setup
 
 celery = pytest.importorskip("celery")
 pytestmark = pytest.mark.only_hub("threads")
@@ -28,13 +30,18 @@ class Worker(RunningServer):
             "data_folder_out": str(self._outbox),
             "control_folder": str(self._inbox / "control"),
         }
-        command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-P", pool, "--without-mingle"]
-        super().__init__(
-            [*command, "--without-gossip", "-l", "info", *options],
-            directory / "log",
-            env=environment_for(dsn, name, directory, SERVERS_BROKER=str(self._inbox), TMPDIR=str(directory)),
-            cwd=directory,
+        environment = environment_for(
+            dsn,
+            name,
+            directory,
+            BROKER="filesystem://",
+            BROKER_FOLDER=str(self._inbox),
+            TMPDIR=str(directory),
+            SHUTDOWN_AFTER="1.5",
         )
+        command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-P", pool, "--without-mingle"]
+        command += ["--without-gossip", "-l", "info", *options]
+        super().__init__(command, directory / "log", env=environment, cwd=directory)
 
     def _address(self):
         return re.search(r"celery@\S+ ready", self.log)
@@ -48,7 +55,7 @@ class Worker(RunningServer):
 
     def send(self, *tasks):
         """Tasks as (name, argument, ...), all at once. Returns the last one's id."""
-        sent = [self._sender.send_task(f"tasks.{name}", arguments) for name, *arguments in tasks]
+        sent = [self._sender.send_task(name, arguments) for name, *arguments in tasks]
         self._deliver()
         return sent[-1].id
 
@@ -71,14 +78,11 @@ def done(admin):
     """The numbers of the tasks that have committed."""
 
     def numbers():
-        rows = admin.execute("SELECT number FROM celery_done").fetchall()
-        return sorted(number for (number,) in rows)
+        return sorted(number for (number,) in admin.execute("SELECT number FROM celery_done").fetchall())
 
-    with admin.cursor() as cur:
-        cur.execute("DROP TABLE IF EXISTS celery_done; CREATE TABLE celery_done (number int)")
+    admin.execute("DROP TABLE IF EXISTS celery_done; CREATE TABLE celery_done (number int)")
     yield numbers
-    with admin.cursor() as cur:
-        cur.execute("DROP TABLE celery_done")
+    admin.execute("DROP TABLE celery_done")
 
 
 @pytest.fixture
@@ -97,74 +101,118 @@ def start(dsn, tmp_path):
 
 
 @pytest.mark.parametrize("pool", ["gevent", "eventlet"])
-def test_200_tasks_and_a_stop_under_load(start, done, admin, pool):
+def test_200_tasks_their_ends_and_a_stop_under_load(start, done, admin, pool):
     name = f"celery-{pool}"
     worker = start(name, pool, "-c", "200")
     assert states(admin, name) == []  # the pool is opened by the first task
-    worker.send(*[("work", number, 0.02) for number in range(200)])
-    sizes = []
+    worker.send(("tasks.at_import",))
+    wait_until(lambda: done() == [1])
+    check_storm(worker, name, done, admin)
+    check_ends(worker, name, done, admin)
+    check_stop(worker, name, done, admin)
 
-    def all_done():
+
+def check_storm(worker, name, done, admin):
+    before, sizes = done(), []
+    worker.send(*[("with_celery.work", number, 0.02) for number in range(10, 210)])
+
+    def are_all_done():
         sizes.append(len(states(admin, name)))
-        return len(done()) == 200
+        return done() == [*before, *range(10, 210)]
 
-    wait_until(all_done, 20)
-    assert done() == list(range(200))
+    wait_until(are_all_done, 20)
     assert 0 < max(sizes) <= POOL_SIZE
-    quick = [("work", 1000 + number, 0.7) for number in range(4)]
-    slow = [("work", 2000 + number, 60) for number in range(4)] + [("work_late", 3000 + number, 60) for number in range(2)]
-    worker.send(*quick, *slow)
-    wait_until(lambda: states(admin, name).count("active") == POOL_SIZE)
-    assert worker.stop() == 0
-    assert done()[200:] == [1000, 1001, 1002, 1003], worker.log[-3000:]
-    assert len(re.findall(r"ERROR.*tasks\.work\[.*QueryCanceled", worker.log)) == 4, worker.log[-3000:]
-    assert worker.queued() == 2  # work_late is for the next worker
-    assert states(admin, name) == []
 
 
-@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
-def test_what_tasks_leave_behind(start, done, admin, pool):
-    name = f"celery-ends-{pool}"
-    worker = start(name, pool, "-c", "20")
-    worker.send(("at_import",))
-    wait_until(lambda: done() == [1], 10)
-    worker.send(*[(what, number) for number in range(100, 115) for what in ("leave_open", "fail")])
-    worker.send(("stopped", 500), ("stopped_softly", 501))
-    wait_until(lambda: done() == [1, *range(100, 115), 501], 10)
+def check_ends(worker, name, done, admin):
+    """Whatever becomes of a task: its connection is kept, and idle again."""
+    before, connections = done(), pids(admin, name)
+    worker.send(*[(f"tasks.{what}", number) for number in range(1000, 1015) for what in ("leave_open", "fail")])
+    worker.send(("tasks.stopped", 1500), ("tasks.stopped_softly", 1501))
+    wait_until(lambda: done() == [*before, *range(1000, 1015), 1501])
     # Celery's own words where it keeps the limit, and its exception where greenpg does.
-    wait_until(lambda: re.search(r"Hard time limit \(0\.3s\)|(?<!Soft)TimeLimitExceeded\(0\.3", worker.log), 10)
-    wait_until(lambda: "SoftTimeLimitExceeded(0.3" in worker.log, 10)
-    wait_until(lambda: set(states(admin, name)) == {"idle"}, 5)
-    task = worker.send(("work", 600, 60))
-    wait_until(lambda: states(admin, name).count("active") == 1, 10)
+    wait_until(lambda: re.search(r"Hard time limit \(0\.3s\)|(?<!Soft)TimeLimitExceeded\(0\.3", worker.log))
+    wait_until(lambda: "SoftTimeLimitExceeded(0.3" in worker.log)
+    wait_until(lambda: set(states(admin, name)) == {"idle"})
+    task = worker.send(("tasks.work_once", 1600, 60))
+    wait_until(lambda: "active" in states(admin, name))
     worker.revoke(task)
-    wait_until(lambda: set(states(admin, name)) == {"idle"}, 10)
-    # The connections were kept, and all of them are there.
-    pids = server_pids(admin, name)
-    worker.send(*[("work", 700 + number, 0.3) for number in range(10)])
-    wait_until(lambda: done()[17:] == [*range(700, 710)], 10)
-    assert pids <= server_pids(admin, name)
-    assert worker.stop() == 0
-    assert states(admin, name) == []
+    wait_until(lambda: set(states(admin, name)) == {"idle"})
+    worker.send(*[("with_celery.work", number, 0.2) for number in range(1700, 1710)])
+    wait_until(lambda: done() == [*before, *range(1000, 1015), 1501, *range(1700, 1710)])
+    assert pids(admin, name) == connections
     assert not re.search("lost|leak", worker.log), worker.log[-3000:]
 
 
-def server_pids(admin, name):
+def pids(admin, name):
     rows = admin.execute("SELECT pid FROM pg_stat_activity WHERE application_name = %s", (name,)).fetchall()
     return {pid for (pid,) in rows}
 
 
+def check_stop(worker, name, done, admin):
+    """SIGTERM while 4 tasks take 0.7 s, and 6 a minute, of which 2 may be run again."""
+    before = done()
+    quick = [("with_celery.work", number, 0.7) for number in range(2000, 2004)]
+    slow = [("tasks.work_once", number, 60) for number in range(3000, 3004)]
+    again = [("with_celery.work", number, 60) for number in range(4000, 4002)]
+    worker.send(*quick, *slow, *again)
+    wait_until(lambda: states(admin, name).count("active") == POOL_SIZE)
+    assert worker.stop() == 0
+    assert done() == [*before, *range(2000, 2004)], worker.log[-3000:]
+    assert len(re.findall(r"ERROR.*tasks\.work_once\[.*QueryCanceled", worker.log)) == 4, worker.log[-3000:]
+    assert worker.queued() == 2
+    assert states(admin, name) == []
+
+
 def test_processes(start, done, admin):
-    import time; T=time.monotonic(); P=lambda w: print(w, time.monotonic()-T)
     name = "celery-prefork"
     worker = start(name, "prefork", "-c", "2")
-    worker.send(*[("work", number) for number in range(20)], ("stopped_softly", 501))
-    P("start")
-    wait_until(lambda: done() == [*range(20), 501], 10)
-    P("1")
-    worker.send(*[("work", number) for number in range(600, 610)])
-    wait_until(lambda: done()[21:] == [*range(600, 610)], 10)
-    P("2")
+    worker.send(*[("with_celery.work", number) for number in range(20)], ("tasks.stopped_softly", 501))
+    wait_until(lambda: done() == [*range(20), 501])
     assert worker.stop() == 0
-    P("stop"); print(worker.log)
     wait_until(lambda: states(admin, name) == [], 5)
+
+
+# -- without a worker
+
+
+@pytest.fixture
+def app():
+    return celery.Celery(set_as_current=False)
+
+
+def test_bad_options(app, dsn):
+    with pytest.raises(TypeError, match="max_size: .*conninfo"):
+        setup(app, max_size=3)
+    with pytest.raises(TypeError, match="per_task: .*conninfo"):
+        setup(app, per_task="transaction")
+    with pytest.raises(ValueError, match="per_task"):
+        setup(app, dsn, per_task="nothing")
+    with pytest.raises(ValueError, match="negative"):
+        setup(app, dsn, shutdown_after=-1)
+
+
+def test_a_task_that_is_called(app, dsn):
+    """Its connection is the task's there, too, and outside of tasks there is none."""
+    db = setup(app, dsn, max_size=1, timeout=5)
+
+    @app.task
+    def outer():
+        conn = db.connection
+        return conn is inner() and conn.execute("SELECT 42").fetchone()
+
+    @app.task
+    def inner():
+        return db.connection
+
+    try:
+        for _ in range(2):
+            assert outer() == (42,)
+        with pytest.raises(RuntimeError, match="no task"):
+            db.connection  # noqa: B018
+        with db.transaction() as conn, pytest.raises(RuntimeError, match="no task"):
+            assert conn.execute("SELECT 1").fetchone() == (1,)
+            db.connection  # noqa: B018
+        assert "0 lent" in repr(db.pool)
+    finally:
+        db.pool.close()

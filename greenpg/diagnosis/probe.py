@@ -51,7 +51,8 @@ def _top_level(modules: "list[str]") -> "list[str]":
 
 def _monkey_patch(worker_class: str) -> None:
     """As gunicorn's worker of that class does before it imports the app."""
-    if "gevent" in worker_class:
+    is_greenpgs = worker_class.startswith("greenpg.")
+    if "gevent" in worker_class or is_greenpgs:
         from gevent import monkey
 
         monkey.patch_all()
@@ -59,6 +60,10 @@ def _monkey_patch(worker_class: str) -> None:
         import eventlet
 
         eventlet.monkey_patch()
+    if is_greenpgs:
+        import greenpg
+
+        greenpg.patch()
 
 
 def _load(app: str) -> None:
@@ -78,11 +83,14 @@ def _bring_up(app: str, config: str, worker_class: str, workers: str) -> int | N
         with open(path, encoding="utf-8") as file:
             exec(compile(file.read(), path, "exec"), settings)
     preload = bool(settings.get("preload_app"))
+    worker_class = worker_class or str(settings.get("worker_class", ""))
+    if worker_class.startswith("greenpg."):  # it patches before the app is preloaded
+        _monkey_patch(worker_class)
     if preload and app:
         _load(app)
     if callable(function := settings.get("post_fork")):
         function(_Stub(), _Stub())
-    _monkey_patch(worker_class or str(settings.get("worker_class", "")))
+    _monkey_patch(worker_class)
     if app and not preload:
         _load(app)
     if callable(function := settings.get("post_worker_init")):

@@ -8,7 +8,7 @@ import greenpg
 
 #: True only if psycopg2 was green before this module was imported.
 PATCHED_BEFORE = extensions.get_wait_callback() is not None
-pool = greenpg.ConnectionPool(os.environ["SERVERS_DSN"], max_size=10, timeout=60)
+pool = greenpg.ConnectionPool(os.environ["GREENPG_DSN"], max_size=10, timeout=60)
 
 
 def application(environ, start_response):

@@ -1,0 +1,107 @@
+"""uWSGI, gevent's own server and gevent's runner, as examples/ shows them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from kit import wait_until
+from servers_kit import environment_for, states, stop_under_load, storm
+from test_cli import ROOT, RunningServer
+
+pytestmark = pytest.mark.only_hub("threads")
+
+
+class Server(RunningServer):
+    """A server that may complain of the requests that are cut short."""
+
+    def _complaints(self):
+        return None
+
+
+class UWsgi(Server):
+    def _address(self):
+        text = self.output.read_text()
+        return "running gevent loop engine" in text and re.search(r"bound to TCP address 127\.0\.0\.1:(\d+)", text)
+
+
+@pytest.fixture
+def start(dsn, tmp_path):
+    servers = []
+
+    def start_server(kind, name, *command):
+        command = [sys.executable, *command]
+        server = kind(command, tmp_path / "output", env=environment_for(dsn, name, tmp_path), cwd=ROOT / "examples")
+        servers.append(server)
+        return server
+
+    yield start_server
+    for server in servers:
+        if server.process.poll() is None:
+            server.stop()
+
+
+RUN_UWSGI = ["-c", "import pyuwsgi, sys; pyuwsgi.run(sys.argv[1:])", "--http-socket", "127.0.0.1:0", "--master"]
+RUN_UWSGI += ["--module", "with_uwsgi", "--gevent", "1000", "--listen", "250", "--disable-logging"]
+GRACEFULLY = ["--hook-master-start", "unix_signal:15 gracefully_kill_them_all", "--worker-reload-mercy", "4"]
+PATCHING = [["--gevent-early-monkey-patch"], ["--gevent-monkey-patch"], ["--gevent-monkey-patch", "--lazy-apps"]]
+
+
+@pytest.mark.parametrize("patching", PATCHING, ids=["early", "late", "lazy-apps"])
+def test_uwsgi(start, admin, patching):
+    pytest.importorskip("pyuwsgi")
+    name = "uwsgi"
+    server = start(UWsgi, name, *RUN_UWSGI, *patching, *GRACEFULLY)
+    storm(server, admin, name)
+    stop_under_load(server, admin, name)
+    output = server.output.read_text()
+    assert "QueryCanceled" in output and "RuntimeWarning" not in output
+
+
+def test_uwsgi_that_is_told_to_end_at_once(start, admin):
+    pytest.importorskip("pyuwsgi")
+    from concurrent.futures import ThreadPoolExecutor
+
+    from servers_kit import answer
+
+    name = "uwsgi-brutal"
+    server = start(UWsgi, name, *RUN_UWSGI, "--gevent-monkey-patch", "--die-on-term")
+    with ThreadPoolExecutor(5) as clients:
+        requests = [clients.submit(answer, server, "/?60") for _ in range(5)]
+        wait_until(lambda: states(admin, name).count("active") == 5)
+        assert server.stop() == 0
+        assert all(request.result()[0] != 200 for request in requests)
+    assert states(admin, name) == []
+
+
+def test_pywsgi(start, admin):
+    name = "pywsgi"
+    server = start(Server, name, "with_pywsgi.py", os.environ["X"])
+    storm(server, admin, name)
+    stop_under_load(server, admin, name)
+
+
+# -- gevent's runner
+
+
+def run_with_gevent(dsn, *command, **environment):
+    done = subprocess.run(
+        [sys.executable, "-m", "gevent.monkey", *command],
+        cwd=ROOT / "examples",
+        env={name: value for name, value in os.environ.items() if name != "GREENPG_AUTOPATCH"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_autopatch(dsn):
+    output, errors = run_with_gevent(dsn, "without_a_line.py", dsn, GREENPG_AUTOPATCH="1")
+    assert output == "slept ten times 0.3 s, in less than 3 s\n"
+    assert errors == ""
