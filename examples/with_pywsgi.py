@@ -1,17 +1,17 @@
 """gevent's own WSGI server, and an app of no framework. Its requests take as many seconds as their query string says.
 
-    python with_pywsgi.py "dbname=app" [PORT]
+    python with_pywsgi.py "dbname=app" [PORT [SECONDS]]
     curl 'localhost:8000/?0.5'
 
-At SIGTERM requests have 10 seconds. Then they are killed, which cancels their statements at the server.
+At SIGTERM requests have SECONDS (10). Then they are killed, which cancels their statements at the server.
 """
 
 from gevent import monkey
 
 monkey.patch_all()
 
+import argparse  # noqa: E402
 import signal  # noqa: E402
-import sys  # noqa: E402
 
 import gevent  # noqa: E402
 from gevent.pool import Pool  # noqa: E402
@@ -33,11 +33,15 @@ def app(environ, start_response):
 
 
 if __name__ == "__main__":
-    dsn, port = [*sys.argv[1:], "8000"][:2]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("dsn")
+    parser.add_argument("port", nargs="?", type=int, default=8000)
+    parser.add_argument("seconds", nargs="?", type=float, default=10)
+    options = parser.parse_args()
     # Only with a pool of greenlets does the server wait for its requests, and kill those that take too long.
-    server = WSGIServer(("127.0.0.1", int(port)), Greenpg(app, dsn, max_size=10), spawn=Pool(1000))
+    server = WSGIServer(("127.0.0.1", options.port), Greenpg(app, options.dsn, max_size=10), spawn=Pool(1000))
     gevent.signal_handler(signal.SIGTERM, server.close)
     server.start()
     print(f"listens on http://127.0.0.1:{server.server_port}", flush=True)
-    server.serve_forever(stop_timeout=10)
+    server.serve_forever(stop_timeout=options.seconds)
     greenpg.shutdown()

@@ -1,6 +1,6 @@
 """A program that knows nothing of greenpg, and is green: gevent's runner patches, and greenpg with it.
 
-    GREENPG_AUTOPATCH=1 python -m gevent.monkey without_a_line.py "dbname=app"
+GREENPG_AUTOPATCH=1 python -m gevent.monkey without_a_line.py "dbname=app"
 """
 
 import sys

@@ -15,14 +15,18 @@ TESTS = Path(__file__).parent
 POOL_SIZE = 10
 
 
+def dsn_for(dsn, name):
+    """Connections are called `name`, and the server's own look at its clients is off, so that nothing but the process
+    itself can have ended what it ran."""
+    return make_dsn(dsn, application_name=name, options="-c client_connection_check_interval=0")
+
+
 def environment_for(dsn, name, home, **more):
-    """Of a server's process: its connections are called `name`, and the server's own look at its clients is off, so
-    that nothing but the process itself can have ended what it ran."""
-    quiet = make_dsn(dsn, application_name=name, options="-c client_connection_check_interval=0")
+    """Of a server's process."""
     return ENVIRONMENT | {
         "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS / "servers", TESTS.parent / "examples"])),
         "PYTHONWARNINGS": "ignore",
-        "GREENPG_DSN": quiet,
+        "GREENPG_DSN": dsn_for(dsn, name),
         "HOME": os.fspath(home),
         **more,
     }
@@ -44,18 +48,18 @@ def answer(server, path):
         return type(error).__name__, b""
 
 
-def storm(server, admin, name, path="/"):
+def storm(server, admin, name, path="/", body=b"42"):
     """200 requests at once: all are answered, by at most 10 connections."""
     with ThreadPoolExecutor(200) as clients:
         answers = [clients.submit(answer, server, path) for _ in range(200)]
         sizes = []
         while not all(request.done() for request in answers):
             sizes.append(len(states(admin, name)))
-        assert {request.result() for request in answers} == {(200, b"42")}, server.output.read_text()[-3000:]
+        assert {request.result() for request in answers} == {(200, body)}, server.output.read_text()[-3000:]
     assert 0 < max(sizes) <= POOL_SIZE, sizes
 
 
-def stop_under_load(server, admin, name, path="/?{}", in_time=1.0):
+def stop_under_load(server, admin, name, path="/?{}", in_time=0.5, body=b"42"):
     """SIGTERM while 5 requests take `in_time` seconds and 5 a minute. Returns the answers to the latter."""
     with ThreadPoolExecutor(10) as clients:
         quick = [clients.submit(answer, server, path.format(in_time)) for _ in range(5)]
@@ -63,7 +67,7 @@ def stop_under_load(server, admin, name, path="/?{}", in_time=1.0):
         wait_until(lambda: states(admin, name).count("active") == POOL_SIZE)
         status = server.stop()
         output = server.output.read_text()
-        assert {request.result() for request in quick} == {(200, b"42")}, output[-3000:]
+        assert {request.result() for request in quick} == {(200, body)}, output[-3000:]
         assert status == 0, output[-3000:]
     wait_until(lambda: states(admin, name) == [], 5)
     return [request.result() for request in slow]

@@ -26,7 +26,13 @@ FLOORS = {
     "__init__": 9,
 }
 ONLY = {
-    "gevent": {"hubs/gevent.py", "diagnosis/probe.py", "integrations/gunicorn.py", "integrations/celery.py", "integrations/uwsgi.py"},
+    "gevent": {
+        "hubs/gevent.py",
+        "diagnosis/probe.py",
+        "integrations/gunicorn.py",
+        "integrations/celery.py",
+        "integrations/uwsgi.py",
+    },
     "eventlet": {"hubs/eventlet.py", "diagnosis/probe.py", "integrations/celery.py"},
     "greenlet": {"hubs/gevent.py", "hubs/eventlet.py"},
     "ctypes": {"libpq.py", "driver.py"},

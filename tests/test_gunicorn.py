@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from kit import wait_until
 from servers_kit import answer, environment_for, states, stop_under_load, storm
-from test_cli import RunningServer
+from test_cli import ROOT, RunningServer
 
 pytestmark = pytest.mark.only_hub("threads")
 
@@ -29,8 +30,8 @@ class Gunicorn(RunningServer):
 def start(dsn, tmp_path):
     servers = []
 
-    def start_gunicorn(name, *options, **environment):
-        command = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", *options, "app"]
+    def start_gunicorn(name, *options, app="app", **environment):
+        command = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", *options, app]
         server = Gunicorn(command, tmp_path / "output", env=environment_for(dsn, name, tmp_path, **environment))
         servers.append(server)
         return server
@@ -44,7 +45,7 @@ def start(dsn, tmp_path):
 @pytest.mark.parametrize("options", [BY_CLASS, [*BY_CONFIG, "--preload"]], ids=["worker class", "config, preload"])
 def test_200_requests_and_a_stop_under_load(start, admin, options):
     name = "gunicorn-storm"
-    server = start(name, *options, "--graceful-timeout", "4")
+    server = start(name, *options, "--graceful-timeout", "3")
     assert answer(server, "/patched") == (200, b"True True")
     storm(server, admin, name)
     late = stop_under_load(server, admin, name)
@@ -52,6 +53,35 @@ def test_200_requests_and_a_stop_under_load(start, admin, options):
     assert {status for status, _ in late} == {500}, server.output.read_text()[-3000:]
     assert "QueryCanceled" in server.output.read_text()
     assert "SIGKILL" not in server.output.read_text()
+
+
+def test_autopatch(start):
+    """gunicorn's own worker, and not a line of greenpg's."""
+    server = start("gunicorn-auto", "-k", "gevent", GREENPG_AUTOPATCH="1")
+    assert answer(server, "/patched") == (200, b"True True")
+
+
+def test_flask(start, dsn, admin):
+    """examples/with_flask.py: a transaction for each request, of which those that are cut leave nothing."""
+    name = "gunicorn-flask"
+
+    def flask(*command):
+        run = [sys.executable, "-m", "flask", "--app", "with_flask", *command]
+        return subprocess.run(
+            run, env=environment_for(dsn, name, ROOT), cwd=ROOT / "examples", text=True, check=True, capture_output=True
+        ).stdout
+
+    flask("create-table")
+    try:
+        assert "default: PostgreSQL" in flask("greenpg", "doctor")
+        server = start(name, *BY_CLASS, "--graceful-timeout", "3", app="with_flask:app")
+        storm(server, admin, name, body=b"welcome")
+        assert answer(server, "/refused")[0] == 403
+        assert server.get_json("/count") == {"visitors": 200}
+        stop_under_load(server, admin, name, "/?seconds={}", body=b"welcome")
+        assert admin.execute("SELECT count(*) FROM flask_visitor").fetchone() == (205,)
+    finally:
+        admin.execute("DROP TABLE flask_visitor")
 
 
 def test_a_quick_stop_and_a_short_grace(start, admin):

@@ -6,10 +6,11 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from kit import wait_until
-from servers_kit import environment_for, states, stop_under_load, storm
+from servers_kit import answer, dsn_for, environment_for, states, stop_under_load, storm
 from test_cli import ROOT, RunningServer
 
 pytestmark = pytest.mark.only_hub("threads")
@@ -46,7 +47,7 @@ def start(dsn, tmp_path):
 
 RUN_UWSGI = ["-c", "import pyuwsgi, sys; pyuwsgi.run(sys.argv[1:])", "--http-socket", "127.0.0.1:0", "--master"]
 RUN_UWSGI += ["--module", "with_uwsgi", "--gevent", "1000", "--listen", "250", "--disable-logging"]
-GRACEFULLY = ["--hook-master-start", "unix_signal:15 gracefully_kill_them_all", "--worker-reload-mercy", "4"]
+GRACEFULLY = ["--hook-master-start", "unix_signal:15 gracefully_kill_them_all", "--worker-reload-mercy", "2"]
 PATCHING = [["--gevent-early-monkey-patch"], ["--gevent-monkey-patch"], ["--gevent-monkey-patch", "--lazy-apps"]]
 
 
@@ -63,10 +64,6 @@ def test_uwsgi(start, admin, patching):
 
 def test_uwsgi_that_is_told_to_end_at_once(start, admin):
     pytest.importorskip("pyuwsgi")
-    from concurrent.futures import ThreadPoolExecutor
-
-    from servers_kit import answer
-
     name = "uwsgi-brutal"
     server = start(UWsgi, name, *RUN_UWSGI, "--gevent-monkey-patch", "--die-on-term")
     with ThreadPoolExecutor(5) as clients:
@@ -77,9 +74,9 @@ def test_uwsgi_that_is_told_to_end_at_once(start, admin):
     assert states(admin, name) == []
 
 
-def test_pywsgi(start, admin):
+def test_pywsgi(start, dsn, admin):
     name = "pywsgi"
-    server = start(Server, name, "with_pywsgi.py", os.environ["X"])
+    server = start(Server, name, "with_pywsgi.py", dsn_for(dsn, name), "0", "1.5")
     storm(server, admin, name)
     stop_under_load(server, admin, name)
 
@@ -87,21 +84,43 @@ def test_pywsgi(start, admin):
 # -- gevent's runner
 
 
-def run_with_gevent(dsn, *command, **environment):
-    done = subprocess.run(
-        [sys.executable, "-m", "gevent.monkey", *command],
+RUNNER = ("-m", "gevent.monkey")
+
+
+def run(*command, **environment):
+    """What it writes."""
+    kept = {name: value for name, value in os.environ.items() if name != "GREENPG_AUTOPATCH"}
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
         cwd=ROOT / "examples",
-        env={name: value for name, value in os.environ.items() if name != "GREENPG_AUTOPATCH"} | environment,
-        capture_output=True,
+        env=kept | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
+        check=True,
+    ).stdout
 
 
 def test_autopatch(dsn):
-    output, errors = run_with_gevent(dsn, "without_a_line.py", dsn, GREENPG_AUTOPATCH="1")
+    output = run(*RUNNER, "without_a_line.py", dsn, GREENPG_AUTOPATCH="1")
     assert output == "slept ten times 0.3 s, in less than 3 s\n"
-    assert errors == ""
+
+
+@pytest.mark.parametrize("environment", [{}, {"GREENPG_AUTOPATCH": "0"}], ids=["not set", "0"])
+def test_autopatch_costs_nothing_where_it_is_not_wanted(environment, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("import sys\nprint({'greenpg', 'psycopg2'} & sys.modules.keys())\n")
+    assert run(*RUNNER, program, **environment) == "set()\n"
+
+
+def test_autopatch_leaves_a_patch_alone(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import greenpg\n"
+        "greenpg.patch('threads', connect=False)\n"
+        "from gevent import monkey\n"
+        "monkey.patch_all()\n"  # a second patch(), with connect=True, would be an error
+        "print(greenpg.is_patched())\n"
+    )
+    assert run(program, GREENPG_AUTOPATCH="1") == "True\n"
