@@ -45,7 +45,7 @@ def setup(*, shutdown_after: float | None = None) -> None:
     if shutdown_after is not None and not shutdown_after >= 0:
         raise ValueError(f"shutdown_after can't be negative: {shutdown_after!r}")
     try:
-        import uwsgi  # type: ignore[import-not-found]
+        import uwsgi
     except ImportError:
         return
     options = uwsgi.opt
@@ -73,7 +73,7 @@ def _after_fork(uwsgi: Any, begin: Callable[[], None]) -> None:
     previous = getattr(uwsgi, "post_fork_hook", None)
     if uwsgi.masterpid() and (previous is None or "uwsgidecorators" in sys.modules):
         # It takes the hook for itself when it's imported, and keeps a list.
-        from uwsgidecorators import postfork  # type: ignore[import-not-found]
+        from uwsgidecorators import postfork
 
         postfork(begin)
         return
