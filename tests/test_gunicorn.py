@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -42,11 +43,26 @@ def start(dsn, tmp_path):
             server.stop()
 
 
+def has_eventlet():
+    return importlib.util.find_spec("gunicorn.workers.geventlet") is not None
+
+
+@pytest.mark.skipif(not has_eventlet(), reason="this gunicorn has no worker for eventlet")
+@pytest.mark.parametrize(("options", "patched"), [([], "True"), (["--preload"], "False")], ids=["", "preload"])
+def test_eventlet(start, admin, options, patched):
+    options = ["-k", "greenpg.integrations.gunicorn.GreenpgEventletWorker", *options]
+    check_storm_and_stop(start, admin, options, patched)
+
+
 @pytest.mark.parametrize("options", [BY_CLASS, [*BY_CONFIG, "--preload"]], ids=["worker class", "config, preload"])
 def test_200_requests_and_a_stop_under_load(start, admin, options):
+    check_storm_and_stop(start, admin, options)
+
+
+def check_storm_and_stop(start, admin, options, patched="True"):
     name = "gunicorn-storm"
     server = start(name, *options, "--graceful-timeout", "3")
-    assert answer(server, "/patched") == (200, b"True True")
+    assert answer(server, "/patched") == (200, f"{patched} True".encode())
     storm(server, admin, name)
     late = stop_under_load(server, admin, name)
     # They were told in time, by the worker.

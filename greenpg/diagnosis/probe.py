@@ -52,14 +52,14 @@ def _top_level(modules: "list[str]") -> "list[str]":
 def _monkey_patch(worker_class: str) -> None:
     """As gunicorn's worker of that class does before it imports the app."""
     is_greenpgs = worker_class.startswith("greenpg.")
-    if "gevent" in worker_class or is_greenpgs:
-        from gevent import monkey
-
-        monkey.patch_all()
-    elif "eventlet" in worker_class:
+    if "eventlet" in worker_class.lower():
         import eventlet
 
         eventlet.monkey_patch()
+    elif "gevent" in worker_class or is_greenpgs:
+        from gevent import monkey
+
+        monkey.patch_all()
     if is_greenpgs:
         import greenpg
 
@@ -84,7 +84,7 @@ def _bring_up(app: str, config: str, worker_class: str, workers: str) -> int | N
             exec(compile(file.read(), path, "exec"), settings)
     preload = bool(settings.get("preload_app"))
     worker_class = worker_class or str(settings.get("worker_class", ""))
-    if worker_class.startswith("greenpg."):  # it patches before the app is preloaded
+    if worker_class.endswith(".GreenpgWorker"):  # it patches before the app is preloaded
         _monkey_patch(worker_class)
     if preload and app:
         _load(app)

@@ -1,49 +1,24 @@
-"""gunicorn: worker classes in which psycopg2 is green from the start, and that leave nothing running at the server.
-
-    gunicorn -k greenpg.integrations.gunicorn.GreenpgWorker app
-    gunicorn -c python:greenpg.integrations.gunicorn app
-
-Both are the same. What they do beyond gunicorn's own gevent worker:
-
-- psycopg2 is patched right after the monkey-patching and before the app is imported; with `--preload` both happen in
-  the master, before it imports the app.
-- A worker that is told to stop lets its requests finish. Shortly before `graceful_timeout` is over, when gunicorn
-  would kill it, it calls `greenpg.shutdown()`: what still runs at the server is cancelled, and the worker exits by
-  itself.
-- A worker that gunicorn aborts, since it has hung for `timeout`, logs where its greenlets are, and cancels what they
-  run.
-"""
+"""`GreenWorker`: what greenpg adds to a worker class of gunicorn's, whichever it is."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING, Any
 
-from gevent import monkey
-from gevent.util import format_run_info
 from gunicorn.app.base import BaseApplication
-from gunicorn.workers.ggevent import GeventWorker
 
 import greenpg
 
-from ..connection.running import cancel_running_natively
-from ..hubs import hub
-
-__all__ = ["GreenpgWorker", "worker_class"]
-
-#: For `-c python:greenpg.integrations.gunicorn`: gunicorn's setting.
-worker_class = f"{__name__}.GreenpgWorker"
+from ...hubs import hub
 
 #: Seconds before the end of graceful_timeout; of a shorter one than twice that, half.
 _BEFORE_THE_END = 2.0
 #: Seconds that a handler whose statement was cancelled has for its answer.
 _FOR_ANSWERS = 0.25
-#: Seconds for cancelling when a worker is aborted: gunicorn kills it a second later.
-_AT_ABORT = 0.5
 
 
-class _Worker:
-    """What greenpg adds to a worker class of gunicorn's."""
+class GreenWorker:
+    """To be derived from before the worker class."""
 
     if TYPE_CHECKING:
         cfg: Any
@@ -92,18 +67,3 @@ class _Worker:
 
     def _seconds_before_the_end(self) -> float:
         return min(_BEFORE_THE_END, float(self.cfg.graceful_timeout) / 2)
-
-
-class GreenpgWorker(_Worker, GeventWorker):  # type: ignore[misc]
-    """gunicorn's gevent worker with greenpg."""
-
-    @staticmethod
-    def patch_process() -> None:
-        monkey.patch_all()
-        greenpg.patch("gevent")
-
-    def handle_abort(self, sig: int, frame: Any) -> None:
-        info = "\n".join(format_run_info())
-        self.log.critical("Worker (pid: %s) has hung. This is where its greenlets are:\n%s", self.pid, info)
-        cancel_running_natively(_AT_ABORT)
-        super().handle_abort(sig, frame)
