@@ -5,11 +5,14 @@ from __future__ import annotations
 import http.client
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from kit import wait_until
 from psycopg2.extensions import make_dsn
 from test_cli import ENVIRONMENT
+
+import greenpg
 
 TESTS = Path(__file__).parent
 POOL_SIZE = 10
@@ -30,6 +33,21 @@ def environment_for(dsn, name, home, **more):
         "HOME": os.fspath(home),
         **more,
     }
+
+
+@contextmanager
+def admin_of(dsn):
+    """An autocommit connection of this thread's."""
+    with closing(greenpg.connect(dsn, application_name="admin")) as conn:
+        conn.autocommit = True
+        yield conn
+
+
+def side_by_side(check, cases):
+    """Call `check(case)` for all cases at the same time, since most of it is waiting."""
+    with ThreadPoolExecutor(len(cases)) as threads:
+        for done in [threads.submit(check, case) for case in cases]:
+            done.result()
 
 
 def states(admin, name):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from kit import wait_until
-from servers_kit import POOL_SIZE, environment_for, states
+from servers_kit import POOL_SIZE, admin_of, environment_for, side_by_side, states
 from test_cli import RunningServer
 
 from greenpg.integrations.celery import setup
@@ -20,7 +20,9 @@ pytestmark = pytest.mark.only_hub("threads")
 class Worker(RunningServer):
     """A worker, and a way to send it tasks."""
 
-    def __init__(self, dsn, name, directory, pool, *options):
+    def __init__(self, dsn, directory, pool, *options):
+        self._name = f"celery-{pool}"
+        directory = directory / pool
         self._inbox, self._outbox = directory / "broker", directory / "outbox"
         (self._inbox / "control").mkdir(parents=True)
         self._outbox.mkdir()
@@ -32,7 +34,7 @@ class Worker(RunningServer):
         }
         environment = environment_for(
             dsn,
-            name,
+            self._name,
             directory,
             BROKER="filesystem://",
             BROKER_FOLDER=str(self._inbox),
@@ -72,25 +74,33 @@ class Worker(RunningServer):
         """How many tasks are in the queue."""
         return len(list(self._inbox.glob("*.celery.msg")))
 
+    def done(self, admin):
+        """The numbers of its tasks that have committed."""
+        rows = admin.execute("SELECT number FROM celery_done WHERE worker = %s ORDER BY 1", (self._name,))
+        return [number for (number,) in rows.fetchall()]
+
+    def states(self, admin):
+        return states(admin, self._name)
+
+    def pids(self, admin):
+        rows = admin.execute("SELECT pid FROM pg_stat_activity WHERE application_name = %s", (self._name,))
+        return {pid for (pid,) in rows.fetchall()}
+
 
 @pytest.fixture
-def done(admin):
-    """The numbers of the tasks that have committed."""
-
-    def numbers():
-        return sorted(number for (number,) in admin.execute("SELECT number FROM celery_done").fetchall())
-
-    admin.execute("DROP TABLE IF EXISTS celery_done; CREATE TABLE celery_done (number int)")
-    yield numbers
+def table(admin):
+    admin.execute("DROP TABLE IF EXISTS celery_done")
+    admin.execute("CREATE TABLE celery_done (number int, worker text DEFAULT current_setting('application_name'))")
+    yield
     admin.execute("DROP TABLE celery_done")
 
 
 @pytest.fixture
-def start(dsn, tmp_path):
+def start(dsn, table, tmp_path):
     started = []
 
-    def start_worker(name, pool, *options):
-        worker = Worker(dsn, name, tmp_path, pool, *options)
+    def start_worker(pool, *options):
+        worker = Worker(dsn, tmp_path, pool, *options)
         started.append(worker)
         return worker
 
@@ -100,77 +110,76 @@ def start(dsn, tmp_path):
             worker.stop(signal.SIGQUIT)
 
 
-@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
-def test_200_tasks_their_ends_and_a_stop_under_load(start, done, admin, pool):
-    name = f"celery-{pool}"
-    worker = start(name, pool, "-c", "200")
-    assert states(admin, name) == []  # the pool is opened by the first task
-    worker.send(("tasks.at_import",))
-    wait_until(lambda: done() == [1])
-    check_storm(worker, name, done, admin)
-    check_ends(worker, name, done, admin)
-    check_stop(worker, name, done, admin)
+def test_workers(start, dsn):
+    def check(pool):
+        with admin_of(dsn) as admin:
+            if pool == "prefork":
+                check_processes(start(pool, "-c", "2"), admin)
+                return
+            worker = start(pool, "-c", "200")
+            assert worker.states(admin) == []  # the pool is opened by the first task
+            worker.send(("tasks.at_import",))
+            wait_until(lambda: worker.done(admin) == [1])
+            check_storm(worker, admin)
+            check_ends(worker, admin)
+            check_stop(worker, admin)
+
+    side_by_side(check, ["gevent", "eventlet", "prefork"])
 
 
-def check_storm(worker, name, done, admin):
-    before, sizes = done(), []
+def check_storm(worker, admin):
+    """200 tasks at once, by at most 10 connections."""
+    before, sizes = worker.done(admin), []
     worker.send(*[("with_celery.work", number, 0.02) for number in range(10, 210)])
 
     def are_all_done():
-        sizes.append(len(states(admin, name)))
-        return done() == [*before, *range(10, 210)]
+        sizes.append(len(worker.states(admin)))
+        return worker.done(admin) == [*before, *range(10, 210)]
 
     wait_until(are_all_done, 20)
     assert 0 < max(sizes) <= POOL_SIZE
 
 
-def check_ends(worker, name, done, admin):
+def check_ends(worker, admin):
     """Whatever becomes of a task: its connection is kept, and idle again."""
-    before, connections = done(), pids(admin, name)
+    before, connections = worker.done(admin), worker.pids(admin)
     worker.send(*[(f"tasks.{what}", number) for number in range(1000, 1015) for what in ("leave_open", "fail")])
     worker.send(("tasks.stopped", 1500), ("tasks.stopped_softly", 1501))
-    wait_until(lambda: done() == [*before, *range(1000, 1015), 1501])
+    wait_until(lambda: worker.done(admin) == [*before, *range(1000, 1015), 1501])
     # Celery's own words where it keeps the limit, and its exception where greenpg does.
     wait_until(lambda: re.search(r"Hard time limit \(0\.3s\)|(?<!Soft)TimeLimitExceeded\(0\.3", worker.log))
     wait_until(lambda: "SoftTimeLimitExceeded(0.3" in worker.log)
-    wait_until(lambda: set(states(admin, name)) == {"idle"})
+    wait_until(lambda: set(worker.states(admin)) == {"idle"})
     task = worker.send(("tasks.work_once", 1600, 60))
-    wait_until(lambda: "active" in states(admin, name))
+    wait_until(lambda: "active" in worker.states(admin))
     worker.revoke(task)
-    wait_until(lambda: set(states(admin, name)) == {"idle"})
+    wait_until(lambda: set(worker.states(admin)) == {"idle"})
     worker.send(*[("with_celery.work", number, 0.2) for number in range(1700, 1710)])
-    wait_until(lambda: done() == [*before, *range(1000, 1015), 1501, *range(1700, 1710)])
-    assert pids(admin, name) == connections
+    wait_until(lambda: worker.done(admin) == [*before, *range(1000, 1015), 1501, *range(1700, 1710)])
+    assert worker.pids(admin) == connections
     assert not re.search("lost|leak", worker.log), worker.log[-3000:]
 
 
-def pids(admin, name):
-    rows = admin.execute("SELECT pid FROM pg_stat_activity WHERE application_name = %s", (name,)).fetchall()
-    return {pid for (pid,) in rows}
-
-
-def check_stop(worker, name, done, admin):
+def check_stop(worker, admin):
     """SIGTERM while 4 tasks take 0.7 s, and 6 a minute, of which 2 may be run again."""
-    before = done()
+    before = worker.done(admin)
     quick = [("with_celery.work", number, 0.7) for number in range(2000, 2004)]
     slow = [("tasks.work_once", number, 60) for number in range(3000, 3004)]
     again = [("with_celery.work", number, 60) for number in range(4000, 4002)]
     worker.send(*quick, *slow, *again)
-    wait_until(lambda: states(admin, name).count("active") == POOL_SIZE)
+    wait_until(lambda: worker.states(admin).count("active") == POOL_SIZE)
     assert worker.stop() == 0
-    assert done() == [*before, *range(2000, 2004)], worker.log[-3000:]
+    assert worker.done(admin) == [*before, *range(2000, 2004)], worker.log[-3000:]
     assert len(re.findall(r"ERROR.*tasks\.work_once\[.*QueryCanceled", worker.log)) == 4, worker.log[-3000:]
     assert worker.queued() == 2
-    assert states(admin, name) == []
+    assert worker.states(admin) == []
 
 
-def test_processes(start, done, admin):
-    name = "celery-prefork"
-    worker = start(name, "prefork", "-c", "2")
+def check_processes(worker, admin):
     worker.send(*[("with_celery.work", number) for number in range(20)], ("tasks.stopped_softly", 501))
-    wait_until(lambda: done() == [*range(20), 501])
+    wait_until(lambda: worker.done(admin) == [*range(20), 501])
     assert worker.stop() == 0
-    wait_until(lambda: states(admin, name) == [], 5)
+    wait_until(lambda: worker.states(admin) == [], 5)
 
 
 # -- without a worker
@@ -190,6 +199,16 @@ def test_bad_options(app, dsn):
         setup(app, dsn, per_task="nothing")
     with pytest.raises(ValueError, match="negative"):
         setup(app, dsn, shutdown_after=-1)
+
+
+def test_without_a_database(app):
+    assert setup(app) is None
+
+    @app.task
+    def answer():
+        return 42
+
+    assert answer() == answer.apply().get() == 42
 
 
 def test_a_task_that_is_called(app, dsn):

@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from kit import wait_until
-from servers_kit import answer, dsn_for, environment_for, states, stop_under_load, storm
+from servers_kit import admin_of, answer, dsn_for, environment_for, side_by_side, states, stop_under_load, storm
 from test_cli import ROOT, RunningServer
+
+from greenpg.integrations import uwsgi
 
 pytestmark = pytest.mark.only_hub("threads")
 
@@ -35,7 +37,7 @@ def start(dsn, tmp_path):
 
     def start_server(kind, name, *command):
         command = [sys.executable, *command]
-        server = kind(command, tmp_path / "output", env=environment_for(dsn, name, tmp_path), cwd=ROOT / "examples")
+        server = kind(command, tmp_path / name, env=environment_for(dsn, name, tmp_path), cwd=ROOT / "examples")
         servers.append(server)
         return server
 
@@ -46,32 +48,45 @@ def start(dsn, tmp_path):
 
 
 RUN_UWSGI = ["-c", "import pyuwsgi, sys; pyuwsgi.run(sys.argv[1:])", "--http-socket", "127.0.0.1:0", "--master"]
-RUN_UWSGI += ["--module", "with_uwsgi", "--gevent", "1000", "--listen", "250", "--disable-logging"]
+RUN_UWSGI += ["--gevent", "1000", "--listen", "250", "--disable-logging"]
 GRACEFULLY = ["--hook-master-start", "unix_signal:15 gracefully_kill_them_all", "--worker-reload-mercy", "2"]
-PATCHING = [["--gevent-early-monkey-patch"], ["--gevent-monkey-patch"], ["--gevent-monkey-patch", "--lazy-apps"]]
+PATCHING = ["--gevent-early-monkey-patch", "--gevent-monkey-patch", "--gevent-monkey-patch --lazy-apps"]
 
 
-@pytest.mark.parametrize("patching", PATCHING, ids=["early", "late", "lazy-apps"])
-def test_uwsgi(start, admin, patching):
+def test_uwsgi(start, dsn):
     pytest.importorskip("pyuwsgi")
-    name = "uwsgi"
-    server = start(UWsgi, name, *RUN_UWSGI, *patching, *GRACEFULLY)
-    storm(server, admin, name)
-    stop_under_load(server, admin, name)
-    output = server.output.read_text()
-    assert "QueryCanceled" in output and "RuntimeWarning" not in output
+
+    def check(patching):
+        name = f"uwsgi{patching.replace(' ', '')}"
+        server = start(UWsgi, name, *RUN_UWSGI, "--module", "with_uwsgi", *patching.split(), *GRACEFULLY)
+        with admin_of(dsn) as admin:
+            storm(server, admin, name)
+            stop_under_load(server, admin, name)
+        output = server.output.read_text()
+        assert "QueryCanceled" in output and "RuntimeWarning" not in output
+
+    side_by_side(check, PATCHING)
 
 
 def test_uwsgi_that_is_told_to_end_at_once(start, admin):
+    """And whose app has hooks already."""
     pytest.importorskip("pyuwsgi")
     name = "uwsgi-brutal"
-    server = start(UWsgi, name, *RUN_UWSGI, "--gevent-monkey-patch", "--die-on-term")
+    server = start(UWsgi, name, *RUN_UWSGI, "--module", "hooked", "--gevent-monkey-patch", "--die-on-term")
     with ThreadPoolExecutor(5) as clients:
         requests = [clients.submit(answer, server, "/?60") for _ in range(5)]
         wait_until(lambda: states(admin, name).count("active") == 5)
         assert server.stop() == 0
         assert all(request.result()[0] != 200 for request in requests)
     assert states(admin, name) == []
+    output = server.output.read_text()
+    assert "the app's post_fork\n" in output and "the app's atexit\n" in output
+
+
+def test_without_uwsgi():
+    uwsgi.setup()
+    with pytest.raises(ValueError, match="negative"):
+        uwsgi.setup(shutdown_after=-1)
 
 
 def test_pywsgi(start, dsn, admin):

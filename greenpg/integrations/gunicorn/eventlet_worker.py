@@ -15,7 +15,7 @@ class GreenpgEventletWorker(GreenWorker, EventletWorker):  # type: ignore[misc]
 
     @classmethod
     def setup(cls) -> None:
-        """Nothing: in a master that eventlet has patched, gunicorn's signal handlers fail. The worker patches, later."""
+        """Nothing: in a master that eventlet has patched, gunicorn's signal handlers fail. The worker patches later."""
 
     @staticmethod
     def patch_process() -> None:
