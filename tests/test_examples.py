@@ -44,6 +44,7 @@ TESTED_ELSEWHERE = {
     "with_flask.py",
     "with_flask_sqlalchemy.py",
     "with_pywsgi.py",
+    "with_rq.py",
     "with_uwsgi.py",
     "without_a_line.py",
 }

