@@ -174,7 +174,7 @@ class Transaction(Generic[C]):
         except Exception as error:
             if is_settled or is_interruption(error):
                 raise
-            logger.warning("rollback after %s failed: %s", type(exc).__name__, error)  # the first one says more
+            logger.warning("rollback after %s failed: %s", type(exc).__name__, str(error))
         return is_settled
 
     def _end(self, commit: bool) -> None:

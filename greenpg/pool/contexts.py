@@ -194,7 +194,7 @@ def finish(core: PoolCore, slot: Slot, exc: BaseException | None) -> None:
             except Exception as error:
                 if is_interruption(error):
                     raise
-                logger.warning("rollback after %s failed: %s", type(exc).__name__, error)
+                logger.warning("rollback after %s failed: %s", type(exc).__name__, str(error))
     finally:
         # Killed in the commit or not: the pool looks at the connection's state and does what is needed.
         _give_back(core, slot, is_committed)

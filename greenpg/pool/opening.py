@@ -68,7 +68,7 @@ def start_workers(core: PoolCore) -> None:
 
 def replace(core: PoolCore, slot: Slot, is_silent: bool = False) -> None:
     """Close the slot's connection, and open another one if it's needed: when the server's process has ended, or at once
-    if the connection is silent. Doesn't suspend."""
+    if the connection is silent. Doesn't suspend, unless a task waits in it."""
     remains = core.discard(slot, is_silent)
     if remains is None:
         start_workers(core)
