@@ -23,7 +23,7 @@ from typing import Any, overload
 
 import celery
 from celery import concurrency, signals
-from celery.exceptions import Reject, SoftTimeLimitExceeded, TimeLimitExceeded
+from celery.exceptions import Reject, SoftTimeLimitExceeded, TaskPredicate, TimeLimitExceeded
 
 import greenpg
 from greenpg import hubs
@@ -205,6 +205,8 @@ def _wrap_tasks(app: celery.Celery, database: TaskDatabase | None, worker: _Work
             try:
                 with _limits(self, worker), nullcontext() if database is None else database.task():
                     return super().__call__(*args, **kwargs)
+            except TaskPredicate:  # a retry is in the queue already
+                raise
             except Exception as error:
                 if worker.is_cut and self.acks_late and not self.request.called_directly:
                     raise Reject(error, requeue=True) from error
