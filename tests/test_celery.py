@@ -11,7 +11,7 @@ from kit import wait_until
 from servers_kit import POOL_SIZE, admin_of, environment_for, side_by_side, states
 from test_cli import RunningServer
 
-from greenpg.integrations.celery import setup
+from greenpg.integrations import celery as integration
 
 celery = pytest.importorskip("celery")
 pytestmark = pytest.mark.only_hub("threads")
@@ -21,6 +21,7 @@ class Worker(RunningServer):
     """A worker, and a way to send it tasks."""
 
     def __init__(self, dsn, directory, pool, *options):
+        self.pool = pool
         self._name = f"celery-{pool}"
         directory = directory / pool
         self._inbox, self._outbox = directory / "broker", directory / "outbox"
@@ -150,10 +151,11 @@ def check_ends(worker, admin):
     wait_until(lambda: re.search(r"Hard time limit \(0\.3s\)|(?<!Soft)TimeLimitExceeded\(0\.3", worker.log))
     wait_until(lambda: "SoftTimeLimitExceeded(0.3" in worker.log)
     wait_until(lambda: set(worker.states(admin)) == {"idle"})
-    task = worker.send(("tasks.work_once", 1600, 60))
-    wait_until(lambda: "active" in worker.states(admin))
-    worker.revoke(task)
-    wait_until(lambda: set(worker.states(admin)) == {"idle"})
+    if worker.pool != "gevent" or celery.VERSION >= (5, 5):  # before, Celery didn't end gevent's
+        task = worker.send(("tasks.work_once", 1600, 60))
+        wait_until(lambda: "active" in worker.states(admin))
+        worker.revoke(task)
+        wait_until(lambda: set(worker.states(admin)) == {"idle"})
     worker.send(*[("with_celery.work", number, 0.2) for number in range(1700, 1710)])
     wait_until(lambda: worker.done(admin) == [*before, *range(1000, 1015), 1501, *range(1700, 1710)])
     assert worker.pids(admin) == connections
@@ -192,17 +194,17 @@ def app():
 
 def test_bad_options(app, dsn):
     with pytest.raises(TypeError, match="max_size: .*conninfo"):
-        setup(app, max_size=3)
+        integration.setup(app, max_size=3)
     with pytest.raises(TypeError, match="per_task: .*conninfo"):
-        setup(app, per_task="transaction")
+        integration.setup(app, per_task="transaction")
     with pytest.raises(ValueError, match="per_task"):
-        setup(app, dsn, per_task="nothing")
+        integration.setup(app, dsn, per_task="nothing")
     with pytest.raises(ValueError, match="negative"):
-        setup(app, dsn, shutdown_after=-1)
+        integration.setup(app, dsn, shutdown_after=-1)
 
 
 def test_without_a_database(app):
-    assert setup(app) is None
+    assert integration.setup(app) is None
 
     @app.task
     def answer():
@@ -213,7 +215,7 @@ def test_without_a_database(app):
 
 def test_a_task_that_is_called(app, dsn):
     """Its connection is the task's there, too, and outside of tasks there is none."""
-    db = setup(app, dsn, max_size=1, timeout=5)
+    db = integration.setup(app, dsn, max_size=1, timeout=5)
 
     @app.task
     def outer():
