@@ -21,7 +21,6 @@ class Worker(RunningServer):
     """A worker, and a way to send it tasks."""
 
     def __init__(self, dsn, directory, pool, *options):
-        self.pool = pool
         self._name = f"celery-{pool}"
         directory = directory / pool
         self._inbox, self._outbox = directory / "broker", directory / "outbox"
@@ -151,11 +150,10 @@ def check_ends(worker, admin):
     wait_until(lambda: re.search(r"Hard time limit \(0\.3s\)|(?<!Soft)TimeLimitExceeded\(0\.3", worker.log))
     wait_until(lambda: "SoftTimeLimitExceeded(0.3" in worker.log)
     wait_until(lambda: set(worker.states(admin)) == {"idle"})
-    if worker.pool != "gevent" or celery.VERSION >= (5, 5):  # before, Celery didn't end gevent's
-        task = worker.send(("tasks.work_once", 1600, 60))
-        wait_until(lambda: "active" in worker.states(admin))
-        worker.revoke(task)
-        wait_until(lambda: set(worker.states(admin)) == {"idle"})
+    task = worker.send(("tasks.work_once", 1600, 60))
+    wait_until(lambda: "active" in worker.states(admin))
+    worker.revoke(task)
+    wait_until(lambda: set(worker.states(admin)) == {"idle"})
     worker.send(*[("with_celery.work", number, 0.2) for number in range(1700, 1710)])
     wait_until(lambda: worker.done(admin) == [*before, *range(1000, 1015), 1501, *range(1700, 1710)])
     assert worker.pids(admin) == connections
