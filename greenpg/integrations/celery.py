@@ -1,4 +1,4 @@
-"""Celery 5.5: psycopg2 green in `-P gevent` and `-P eventlet` workers, and a connection, or a transaction, for each task.
+"""Celery 5.5: green `-P gevent` and `-P eventlet` workers, and a connection, or a transaction, for each task.
 
     app = Celery("tasks", broker=...)
     db = greenpg.integrations.celery.setup(app, "postgresql://app@db/app", max_size=10)
