@@ -6,7 +6,7 @@ Needs greenpg[flask,gunicorn], and a PostgreSQL in GREENPG_DSN. In this folder:
     gunicorn -k greenpg.integrations.gunicorn.GreenpgWorker with_flask:app
     curl 'localhost:8000/?seconds=0.5'
 
-`flask --app with_flask greenpg doctor` looks whether the database can be reached.
+`flask --app with_flask greenpg doctor` says what is wrong with how the database is set up.
 """
 
 import os

@@ -9,24 +9,21 @@
             ...
 
 `GREENPG_DSN`, `GREENPG_OPTIONS`, `GREENPG_PER_REQUEST` and `GREENPG_DATABASES` in the app's configuration do the same.
-`flask greenpg doctor` looks whether the databases can be reached.
+`flask greenpg doctor` says what is wrong with how the databases are set up.
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import click
 import flask
-import psycopg2
 from flask.cli import AppGroup
 
 import greenpg
-from greenpg.hubs import hub
 
 from .unit import Keeps, Unit, checked_keeps, new_pool
 
@@ -185,23 +182,11 @@ def _commands(app: flask.Flask) -> AppGroup:
     group = AppGroup("greenpg", help="PostgreSQL by greenpg.")
 
     @group.command("doctor")
-    def doctor() -> None:
-        """Say what psycopg2 waits by, and whether each database can be reached."""
-        how = f"green, by {hub().name}" if greenpg.is_patched() else "not patched: it blocks its native thread"
-        click.echo(f"greenpg {greenpg.__version__}: psycopg2 is {how}")
-        failed = False
-        for name, pool in app.extensions[_EXTENSION].pools.items():
-            began = time.monotonic()
-            try:
-                version = pool.fetchval("SHOW server_version", timeout=10)
-            except (psycopg2.Error, greenpg.errors.PoolTimeout) as error:
-                failed = True
-                click.echo(f"{name}: FAILS: {str(error).strip()}")
-            else:
-                milliseconds = (time.monotonic() - began) * 1000
-                click.echo(f"{name}: PostgreSQL {version}, first answer after {milliseconds:.0f} ms, {pool!r}")
-            pool.close()
-        if failed:
-            sys.exit(1)
+    @click.option("--workers", type=int, metavar="N", help="how many processes will serve the app")
+    def doctor(workers: int | None) -> None:
+        """Say what is wrong with how the app's databases are set up, and what to do."""
+        report = greenpg.doctor(pools=app.extensions[_EXTENSION].pools.values(), workers=workers, seconds=0)
+        click.echo(str(report))
+        sys.exit(0 if report.is_well else 1)
 
     return group

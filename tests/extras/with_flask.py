@@ -49,4 +49,4 @@ finally:
 
 command = [sys.executable, "-m", "flask", "--app", "app", "greenpg", "doctor"]
 done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=60)
-assert done.returncode == 0 and "default: PostgreSQL" in done.stdout, done
+assert done.returncode == 0 and "pools: default (2 to 2)" in done.stdout, done
