@@ -16,6 +16,7 @@ FLOORS = {
     "connection": 3,
     "shared": 4,
     "pool": 5,
+    "cluster": 6,
     "compat": 6,
     "diagnosis": 6,
     "top": 6,
@@ -122,7 +123,7 @@ def test_rooms_exist():
 
 
 #: Where each piece of state has one owner.
-STRICT = ("connection", "pool", "shared")
+STRICT = ("connection", "pool", "shared", "cluster")
 #: psycopg2's own, and of a class that is made at run time in that file.
 NOT_OF_A_CLASS = {
     ("connection/patching.py", "_connect"),
