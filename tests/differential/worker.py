@@ -38,6 +38,8 @@ def main():
 
         from .subject import GreenSide
 
+        greenpg.Connection.interruption_grace = 10.0  # on a busy machine a cancel takes its time
+
         greenpg.patch(hub_name)
     started = told = time.monotonic()
     with two_databases(dsn, token) as (theirs, ours):
