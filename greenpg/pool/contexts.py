@@ -96,7 +96,8 @@ class CursorContext(Generic[AnyCursor]):
         self._timeout = timeout
 
     def __enter__(self) -> AnyCursor:
-        forbid_transactions(self._core)
+        if self._core.options.pooler is not None:
+            forbid_transactions(self._core)
         self._slot = slot = lend(self._core, self._timeout)
         self._lent_at = slot.lent_at
         conn = slot.conn
@@ -140,7 +141,8 @@ class TransactionContext(ConnectionContext[ConnT]):
         self._transaction: Transaction[Connection] | None = None
 
     def __enter__(self) -> ConnT:
-        forbid_transactions(self._core)
+        if self._core.options.pooler is not None:
+            forbid_transactions(self._core)
         conn = super().__enter__()
         try:
             self._transaction = conn.transaction(**self._options)  # type: ignore[attr-defined]
