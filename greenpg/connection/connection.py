@@ -14,7 +14,7 @@ from .composing import adopt, compose, stacked
 from .connect.dsn import SECRETS
 from .cursor import Cursor, ServerCursor
 from .deadlines import DeadlineBlock, checked_seconds
-from .gate import Occupant
+from .gate import Occupant, Parent
 from .guarded_cursor import Params, Query
 from .interrupting import throw_out
 from .lender import Lender
@@ -117,6 +117,8 @@ class Connection(LargeObjectMixin, NotifyWaits):
             self._lender.give_back()
             return
         owner = self._gate.owner
+        if isinstance(owner, Parent) and owner.is_locked:
+            return  # and its socket leads to nobody
         if owner is not None and not (isinstance(owner, Occupant) and owner.let_go()):
             throw_out(self)
         self._gate.close_waiter()

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import psycopg2
 from psycopg2 import extensions
 
-from ..errors import ConnectionInUse, DeadlineExceeded
+from ..errors import ConnectionInherited, ConnectionInUse, DeadlineExceeded
 from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import FdWaiter, hub
 from .deadlines import Deadlines
@@ -37,6 +37,20 @@ class Occupant:
     def let_go(self) -> bool:
         """`close()` asks whether it may close the connection now; False if a task waits inside."""
         raise NotImplementedError
+
+
+class Parent(Occupant):
+    """Nobody may use the connection: this is a child of the process whose it is."""
+
+    def __init__(self, is_locked: bool) -> None:
+        #: Somebody was inside at the fork, and psycopg2's lock stays locked.
+        self.is_locked = is_locked
+
+    def make_way(self, operation: str) -> None:
+        raise ConnectionInherited(operation)
+
+    def let_go(self) -> bool:
+        return True
 
 
 class CopyDriver(Protocol):
@@ -116,6 +130,12 @@ class BusyGate:
         """The occupant isn't inside any more, if it was; without one: nobody is."""
         if occupant is None or self.owner is occupant:
             self.owner = None
+
+    def disown(self) -> bool:
+        """This is a child of the process whose the connection is. Whether somebody was inside at the fork."""
+        is_locked = self.call is not None or not (self.owner is None or isinstance(self.owner, Occupant))
+        self.owner = Parent(is_locked)
+        return is_locked
 
     def waiter_of(self, conn: extensions.connection) -> FdWaiter:
         """The connection's waiter, made if there is none yet."""

@@ -19,6 +19,7 @@ from psycopg2 import extensions
 from ..errors import DeadlineExceeded, is_interruption, set_attribute
 from ..hubs import FdWaiter, hub
 from .cancel import request_cancel, shut_down
+from .gate import Parent
 from .guarded_connection import GuardedConnection
 from .remains import give_up, give_up_from_outside, grace_ends_at
 
@@ -115,6 +116,8 @@ def interrupt(conn: GuardedConnection, waiter: FdWaiter, exception: BaseExceptio
     """
     gate = conn._gate
     call = gate.call
+    if isinstance(gate.owner, Parent):  # what runs isn't ours
+        raise exception
     if call is None:  # nobody would raise the exception at the end of the call
         give_up(conn)
         raise exception

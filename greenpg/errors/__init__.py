@@ -18,6 +18,7 @@ __all__ = [
     "ROLLED_BACK",
     "UNKNOWN",
     "ConnectionInUse",
+    "ConnectionInherited",
     "CopyInProgress",
     "DeadlineExceeded",
     "LibpqUnavailable",
@@ -71,6 +72,23 @@ class ConnectionInUse(psycopg2.ProgrammingError):
 
     def __reduce__(self) -> tuple[type[ConnectionInUse], tuple[str, str]]:
         return type(self), (self.operation, self.owner)
+
+
+class ConnectionInherited(psycopg2.InterfaceError):
+    """A connection was used in a child of the process whose it is. Nothing was done.
+
+    Field: `operation`, what was called.
+    """
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(
+            f"{operation}() refused: the connection is that of the process from which this one was forked. Make one of "
+            "its own in each process; a greenpg.ConnectionPool does"
+        )
+        self.operation = operation
+
+    def __reduce__(self) -> tuple[type[ConnectionInherited], tuple[str]]:
+        return type(self), (self.operation,)
 
 
 class CopyInProgress(ConnectionInUse):

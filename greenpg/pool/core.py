@@ -121,6 +121,7 @@ class PoolCore:
     def begin_anew(self) -> None:
         """In a forked child: without connections, to be opened at the next use."""
         old = self.ledger
+        self.generation += 1
         self.ledger = Ledger(old.min_size, old.max_size, keeps_idle=old.keeps_idle, least_kept=old.least_kept)
         self._begin()  # some other thread of the parent may have held the mutex
         if not self.is_closed:
@@ -196,6 +197,8 @@ class PoolCore:
     def pass_on(self, slot: Slot) -> None:
         """A usable connection: to the head of the line, or to the idle ones."""
         with self.mutex:
+            if slot not in self.ledger.slots:  # the pool has begun anew
+                return
             is_wanted = self.ledger.give(slot)
         if not is_wanted:
             self.close_connection(slot, slot.conn)
@@ -249,6 +252,8 @@ class PoolCore:
         one that says nothing."""
         remains = self.close_connection(slot, slot.conn)
         with self.mutex:
+            if slot not in self.ledger.slots:  # the pool has begun anew
+                return None
             if remains is not None and not is_silent and not self.is_closed and self.ledger.max_size < sys.maxsize:
                 self.ledger.move(slot, ENDING)
                 return remains

@@ -86,7 +86,7 @@ def _lend_and_tell(core: PoolCore, tracing: Tracing, timeout: float | None) -> S
 
 def _wait_in_line(core: PoolCore, timeout: float) -> Slot:
     """Wait until a connection is handed over, for at most `timeout` seconds."""
-    started = core.now()
+    started, ledger = core.now(), core.ledger
     event = hub().event()
     has_grown = _join(core, event, timeout)
     try:
@@ -104,6 +104,8 @@ def _wait_in_line(core: PoolCore, timeout: float) -> Slot:
         core.stats.requests_wait_ms += waited * 1000.0
         if core.histograms is not None:
             core.histograms.waited(waited)
+    if core.ledger is not ledger:  # this is a child of the process that has asked
+        hub().event().wait()
     if event.value.__class__ is Slot:
         return event.value
     slot = _leave(core, event)  # at the last moment, it may have been handed over all the same

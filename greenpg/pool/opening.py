@@ -98,6 +98,8 @@ def _work(core_ref: weakref.ref[PoolCore], workers: Workers) -> None:
             backoff = Backoff(core.options.reconnect_timeout)
             while core is not None:
                 delay = _try_to_open(core, slot, backoff)
+                if core.workers is not workers:
+                    return  # in a child of the process whose the slot is
                 if delay is None:
                     break
                 event = hub().event()
@@ -112,7 +114,7 @@ def _work(core_ref: weakref.ref[PoolCore], workers: Workers) -> None:
         except BaseException:
             # Somebody kills tasks that aren't his. The slot must not stay reserved, nor the worker counted.
             core = core_ref()
-            if core is not None:
+            if core is not None and core.workers is workers:
                 with core.mutex:
                     if slot.state is not CLOSED and slot.conn is None:
                         core.ledger.move(slot, CLOSED)

@@ -14,8 +14,8 @@ from ...errors import is_interruption, note_failed_to_connect
 from ...hubs import hub
 from ..composing import compose
 from ..connection import Connection
+from ..forking import keep_from_children
 from ..installing import settle
-from ..running import note_connection
 from ..wait_callback import wait_by_poll
 from .client_check import is_refusal, note_taken, options_with_check
 from .dsn import checked_dsn
@@ -114,7 +114,7 @@ def connect_for_psycopg2(
             note_failed_to_connect(error)
         raise
     if isinstance(conn, Connection):
-        note_connection(conn)
+        keep_from_children(conn)
     return conn
 
 
@@ -149,6 +149,7 @@ def connect_asynchronous(dsn: str, begun: Callable[[Connection | None], object])
 
     def open_and_wait(found: str) -> Connection:
         conn: Connection = _psycopg2_connect(found, connection_factory=Connection, async_=True)
+        keep_from_children(conn)
         try:
             begun(conn)
             wait_by_poll(conn, hub())
