@@ -14,6 +14,7 @@ from .bulk.copy_channel import end_stray_copy
 from .bulk.copy_file import FileCopyMixin
 from .bulk.executemany import run_pages
 from .bulk.fetchall import BIG_ROWS, fetch_in_turns, iterate_in_turns
+from .gate import AT_REST
 from .guarded_cursor import Params, Query, Row
 from .lazy_begin import execute_first
 from .rows import DictFetches
@@ -48,6 +49,8 @@ class Cursor(DictFetches, FileCopyMixin):
         gate = conn._gate
         if gate.owner is not None:
             gate.make_way("execute")
+        if self._loan is not gate.loan:
+            self._refuse_if_void("execute")
         outer_call = gate.call
         gate.call = "execute"
         try:
@@ -86,6 +89,7 @@ class Cursor(DictFetches, FileCopyMixin):
         a page is one message: `statement_timestamp()` is the same for its rows, and `statement_deadline` holds for each
         page.
         """
+        self._refuse_if_void("executemany")
         try:
             run_pages(self, query, vars_list)
         except psycopg2.DatabaseError as error:
@@ -104,7 +108,7 @@ class Cursor(DictFetches, FileCopyMixin):
 
     def callproc(self, procname: str | bytes, parameters: Params = None, /) -> None:
         """Call a stored procedure, as psycopg2's. Suspends."""
-        with self.connection._gate.calling("callproc"):
+        with self._calling("callproc"):
             return _cursor.callproc(self, procname, parameters)
 
 
@@ -113,37 +117,38 @@ class ServerCursor(Cursor):
 
     def execute(self, query: Query, vars: Params = None) -> None:
         """DECLARE the cursor, as psycopg2's, which begins a transaction if there is none. Suspends."""
-        with self.connection._gate.calling("execute"):
+        with self._calling("execute"):
             _execute(self, query, vars)
 
     def fetchone(self) -> Row | None:
         """The next row, None if there is none. Suspends."""
-        with self.connection._gate.calling("fetchone"):
+        with self._calling("fetchone"):
             return _cursor.fetchone(self)
 
     def fetchmany(self, size: int | None = None) -> list[Row]:
         """The next `size` rows (None: `arraysize`). Suspends."""
-        with self.connection._gate.calling("fetchmany"):
+        with self._calling("fetchmany"):
             return _cursor.fetchmany(self, size)
 
     def fetchall(self) -> list[Row]:
         """The remaining rows. Suspends."""
-        with self.connection._gate.calling("fetchall"):
+        with self._calling("fetchall"):
             return _cursor.fetchall(self)
 
     def scroll(self, value: int, mode: Literal["relative", "absolute"] = "relative") -> None:
         """Move to another row. Suspends."""
-        with self.connection._gate.calling("scroll"):
+        with self._calling("scroll"):
             _cursor.scroll(self, value, mode)
 
     def __iter__(self: S) -> S:
         return _cursor.__iter__(self)
 
     def __next__(self) -> Row:
-        with self.connection._gate.calling("__next__"):
+        with self._calling("__next__"):
             return _cursor.__next__(self)
 
     def close(self) -> None:
         """Close the cursor, on the server too. Suspends."""
-        with self.connection._gate.calling("close"):
-            _cursor.close(self)
+        if not self._is_void() and self.connection._gate.owner is not AT_REST:  # else it has ended with its transaction
+            with self._calling("close"):
+                _cursor.close(self)

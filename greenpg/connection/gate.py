@@ -8,7 +8,7 @@ An exception that is thrown into a wait is held back (`interruption`) while the 
 the call leaves the gate, psycopg2 being through with it: see interrupting.py.
 
 Nobody else writes the gate's state but `Cursor.execute()` and the wait callback, which spell out `enter()`, `leave()`
-and `occupied()` because of their cost.
+and `occupied()` because of their cost; and a pool, which spells out `rest()` and `lend()`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import psycopg2
 from psycopg2 import extensions
 
-from ..errors import ConnectionInherited, ConnectionInUse, DeadlineExceeded
+from ..errors import ConnectionInherited, ConnectionInUse, ConnectionReturned, DeadlineExceeded
 from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import FdWaiter, hub
 from .deadlines import Deadlines
@@ -39,6 +39,16 @@ class Occupant:
         raise NotImplementedError
 
 
+class _AtRest(Occupant):
+    """Nobody may use the connection: it lies in its pool."""
+
+    def make_way(self, operation: str) -> None:
+        raise ConnectionReturned(operation)
+
+    def let_go(self) -> bool:
+        return True
+
+
 class Parent(Occupant):
     """Nobody may use the connection: this is a child of the process whose it is."""
 
@@ -53,6 +63,10 @@ class Parent(Occupant):
         return True
 
 
+#: The owner of each connection that lies in a pool, or is on its way to who has waited for it.
+AT_REST = _AtRest()
+
+
 class CopyDriver(Protocol):
     """What moves the data of a COPY in the wait callback: a `FileCopy`."""
 
@@ -63,11 +77,13 @@ class CopyDriver(Protocol):
 class BusyGate:
     """The gate of one connection. It doesn't know its connection, which refers to it."""
 
-    __slots__ = ("call", "deadlines", "file_copy", "interruption", "last_user", "owner", "remains", "waiter")
+    __slots__ = ("call", "deadlines", "file_copy", "interruption", "last_user", "loan", "owner", "remains", "waiter")
 
     def __init__(self) -> None:
         #: The task that waits inside psycopg2 on this connection, or an `Occupant`.
         self.owner: object | None = None
+        #: Something else for each borrower of a pool's connection: cursors are of one. None: it isn't one of a pool.
+        self.loan: object = None
         #: The hash of the task that last did: the task itself would be kept alive.
         self.last_user: int | None = None
         #: The call that is under way; None if psycopg2 was called past the gate.
@@ -130,6 +146,20 @@ class BusyGate:
         """The occupant isn't inside any more, if it was; without one: nobody is."""
         if occupant is None or self.owner is occupant:
             self.owner = None
+
+    def rest(self) -> None:
+        """The connection lies in its pool: nobody may use it."""
+        self.owner = AT_REST
+
+    def wake(self) -> None:
+        """The pool itself is going to use it."""
+        if self.owner is AT_REST:
+            self.owner = None
+
+    def lend(self, loan: object) -> None:
+        """It has a borrower; what was there for the one before him is void."""
+        self.owner = None
+        self.loan = loan
 
     def disown(self) -> bool:
         """This is a child of the process whose the connection is. Whether somebody was inside at the fork."""

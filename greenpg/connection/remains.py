@@ -191,9 +191,9 @@ def say_goodbye(conn: Any) -> Remains | None:
         try:
             gate.leave_behind(remains := Remains(conn, cancels=False, is_parting=True))
         except (OSError, psycopg2.Error):  # no descriptor is left
-            conn.close()
+            conn._close()
             return None
-        conn.close()
+        conn._close()
         hub().spawn(remains.see_to_the_end)
     return None if gate.remains is None or gate.remains.is_over else gate.remains
 

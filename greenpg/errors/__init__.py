@@ -19,6 +19,7 @@ __all__ = [
     "UNKNOWN",
     "ConnectionInUse",
     "ConnectionInherited",
+    "ConnectionReturned",
     "CopyInProgress",
     "DeadlineExceeded",
     "LibpqUnavailable",
@@ -88,6 +89,22 @@ class ConnectionInherited(psycopg2.InterfaceError):
         self.operation = operation
 
     def __reduce__(self) -> tuple[type[ConnectionInherited], tuple[str]]:
+        return type(self), (self.operation,)
+
+
+class ConnectionReturned(psycopg2.InterfaceError):
+    """A connection was used after it had gone back to its pool, or a cursor that was made before. Nothing was done.
+
+    Field: `operation`, what was called.
+    """
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(
+            f"{operation}() refused: the connection has been given back to its pool. Use it while it is borrowed only"
+        )
+        self.operation = operation
+
+    def __reduce__(self) -> tuple[type[ConnectionReturned], tuple[str]]:
         return type(self), (self.operation,)
 
 
@@ -167,10 +184,10 @@ def note_commit_outcome(exception: BaseException, outcome: str) -> None:
 def safe_to_retry(exception: BaseException) -> bool:
     """True only if nothing of what was asked can have reached the server: what raised it can be called once more.
 
-    So it is for the pool's own errors, `ConnectionInUse`, and failures to connect. Not after a failed statement: a lost
+    So it is for the pool's own errors, for refusals (`ConnectionInUse`, ...), and failures to connect. Not after a failed statement: a lost
     connection doesn't tell how far it came.
     """
-    refused = (PoolTimeout, PoolClosed, TooManyRequests, ConnectionInUse)
+    refused = (PoolTimeout, PoolClosed, TooManyRequests, ConnectionInUse, ConnectionInherited, ConnectionReturned)
     if is_interruption(exception):
         return False  # whatever its class says
     return isinstance(exception, refused) or "_greenpg_failed_to_connect" in exception.__dict__

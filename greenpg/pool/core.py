@@ -199,6 +199,7 @@ class PoolCore:
         with self.mutex:
             if slot not in self.ledger.slots:  # the pool has begun anew
                 return
+            slot.gate.rest()
             is_wanted = self.ledger.give(slot)
         if not is_wanted:
             self.close_connection(slot, slot.conn)
@@ -206,6 +207,7 @@ class PoolCore:
     def close_connection(self, slot: Slot, conn: Connection) -> Remains | None:
         """`close_quietly()` the slot's connection, and tell its opener. Only an opener's way to do it may suspend."""
         if self.opener is not None:
+            conn._gate.wake()
             self.opener.close(slot, conn)
         return close_quietly(conn)
 
@@ -216,6 +218,7 @@ class PoolCore:
             if slot.generation != self.generation:
                 return False
             self._note_opened(slot, conn)
+            slot.gate.rest()
             is_wanted = self.ledger.give(slot)
             if not self.is_closed:
                 self.ledger.grow()
@@ -304,3 +307,7 @@ class PoolCore:
 
     def give_back(self, slot: Slot) -> None:
         self._give_back(self, slot)
+
+    def take_closed(self, slot: Slot) -> None:
+        if self.opener is None:  # else its user puts another one in the place: exchange()
+            self._give_back(self, slot)

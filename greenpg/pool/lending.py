@@ -60,6 +60,9 @@ def lend(core: PoolCore, timeout: float | None, is_told: bool = False) -> Slot:
     slot.lent_by = core
     slot.holder = core.hold(core.current_task())
     slot.lent_at = now
+    gate = slot.gate  # gate.lend() spelled out
+    gate.owner = None
+    gate.loan = now
     if options.leak_after is not None:
         slot.stack = traceback.format_list(traceback.extract_stack(limit=12)[:-2])
     return slot
@@ -180,10 +183,10 @@ def _timeout_error(core: PoolCore, timeout: float) -> PoolTimeout:
         if ledger.ending:
             counts += f", {len(ledger.ending)} closed ones still busy at the server"
         longest = ledger.longest_lent()
-        held = longest and (longest.describe_holder(), core.now() - longest.lent_at)
+        held = longest and (longest.describe_holder(), core.now() - longest.lent_at, longest.describe_place())
     text = f"couldn't get a connection from pool {core.options.name!r} after {timeout:.2f} s: {counts}"
     if held:
-        text += f"; {held[0]} has held one for {held[1]:.1f} s"
+        text += f"; {held[0]} has held one for {held[1]:.1f} s{held[2]}"
     if error is not None:
         text += f"; last connection error: {describe(error)}"
     timeout_error = PoolTimeout(text, size=size, lent=lent, waiting=waiting)
@@ -222,6 +225,7 @@ def _is_healthy(core: PoolCore, slot: Slot, deadline: float) -> bool:
     """False: it is replaced. Suspends for a part of the time until the deadline: what is left is for another one."""
     conn, options = slot.conn, core.options
     started = core.now()
+    slot.gate.wake()
     try:
         if not is_alive(conn):
             logger.warning("pool %r: discarding a connection that the server has closed: %s", options.name, conn)

@@ -246,6 +246,8 @@ class ConnectionPool(ManagedPool[ConnT]):
         slot: Slot | None = getattr(conn, "_lender", None)
         if slot is None:
             raise not_ours(self._core, conn)
+        if slot.lent_by is None and slot.closed_in is not None:
+            return  # close() has given the slot back
         give_back(self._core, slot)
 
     # -- LISTEN and NOTIFY

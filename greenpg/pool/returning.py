@@ -9,6 +9,7 @@ from psycopg2 import extensions
 
 from ..connection.connection import Connection
 from ..connection.deadlines import ROLLBACK_TIMEOUT, DeadlineBlock
+from ..connection.gate import AT_REST, Occupant
 from ..connection.lazy_begin import execute_alone
 from ..connection.tracing import Tracing
 from ..errors import is_interruption
@@ -74,6 +75,7 @@ def give_back(core: PoolCore, slot: Slot, is_told: bool = False) -> None:
     ):
         _clean_up(core, slot)
         return
+    slot.gate.owner = AT_REST  # gate.rest() spelled out
     mutex = core.mutex  # core.pass_on(), and ledger.give() in the usual case, spelled out
     mutex.acquire()
     try:
@@ -113,6 +115,7 @@ def _take_back(core: PoolCore, slot: Slot, lent_at: float, holder: str) -> None:
     if slot.lent_at != lent_at:
         return
     code, line = slot.taken_at or (None, 0)
+    slot.condemn()  # who has kept the connection mustn't use it beside its next borrower
     core.note_leak(slot.conn, f"{holder} ended without returning it")
     try:
         give_back(core, slot)
@@ -184,6 +187,11 @@ def _clean(core: PoolCore, slot: Slot) -> bool:
     conn, options = slot.conn, core.options
     status = conn.info.transaction_status
     if core.is_closed:
+        return False
+    if conn._gate.owner is not None and not isinstance(conn._gate.owner, Occupant):
+        core.stats.returns_bad += 1
+        logger.warning("pool %r: closing connection returned while a task was waiting in it: %s", options.name, conn)
+        core.note_eviction(conn, "it was returned while a task was waiting in it")
         return False
     if status == extensions.TRANSACTION_STATUS_UNKNOWN:
         core.stats.returns_bad += 1

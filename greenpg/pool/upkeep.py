@@ -103,6 +103,7 @@ def check_idle_connections(core: PoolCore) -> None:
                 break
             checked.add(slot)
             core.ledger.move(slot, RESETTING)
+        slot.gate.wake()
         try:
             is_good = slot.expires_at > core.now() and slot.generation == core.generation and _pings(core, slot)
         except BaseException:

@@ -73,6 +73,7 @@ class Copy(Occupant):
         conn = self._conn
         gate = conn._gate
         gate.make_way("copy")
+        self._cursor._refuse_if_void("copy")
         if self._cursor.name is not None:
             raise psycopg2.ProgrammingError("copy() can't be used with a named cursor")
         if conn.async_:
