@@ -150,7 +150,9 @@ def begin_of(conn: GuardedConnection) -> bytes:
     )
 
 
-def _prove_status(conn: GuardedConnection, cur: GuardedCursor, query: Query, vars: Params, word: StatusWord) -> None:
+def _prove_status(
+    conn: GuardedConnection, cur: extensions.cursor, query: Query, vars: Params, word: StatusWord
+) -> None:
     """psycopg2 begins by itself once, to see whether its status is where it is thought to be."""
     try:
         _execute(cur, query, vars)
@@ -170,11 +172,15 @@ def _point_into_statement(conn: GuardedConnection, error: psycopg2.Error, prefix
 def execute_alone(conn: GuardedConnection, cur: GuardedCursor, query: Query, vars: Params) -> None:
     """`cur.execute(query, vars)` as if in autocommit: committed by itself, in one round trip. Suspends.
 
-    The connection is READY, and psycopg2 would put nothing but BEGIN in front.
+    The connection is READY, and psycopg2 would put nothing but BEGIN in front. The process's first one takes three more.
     """
     if _autocommit(conn):
         return cur.execute(query, vars)
     word = conn._status_word
+    if word is not None and not driver_status.is_proven:
+        with conn.cursor(None, extensions.cursor) as prover:
+            _prove_status(conn, prover, b"SELECT 1", None, word)
+        conn.rollback()
     if word is None or not driver_status.is_proven:
         conn.set_session(autocommit=True)  # a pool puts it back if the statement has begun a transaction
         try:

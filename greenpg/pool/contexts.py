@@ -21,7 +21,7 @@ from ..connection.transaction import Transaction, TransactionOptions, end_transa
 from ..errors import COMMITTED, ROLLED_BACK, UNKNOWN, commit_outcome, is_interruption, note_commit_outcome
 from ..hubs import hub
 from .core import PoolCore
-from .health import READY
+from .health import IDLE_STATUS, READY
 from .lending import lend
 from .options import ConnT
 from .returning import give_back, note_error
@@ -53,6 +53,16 @@ class ConnectionContext(Generic[ConnT]):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if exc is None:  # finish() spelled out for a block in which no transaction is open
+            slot = self._slot
+            conn = slot.conn
+            if (
+                conn._driver_status == READY
+                and conn.get_transaction_status() == IDLE_STATUS
+                and slot.lent_at == self._lent_at
+            ):
+                give_back(self._core, slot, is_at_rest=True)
+                return
         if isinstance(exc, GeneratorExit):
             leave_by_task(self._core, self._leave, exc)
         else:

@@ -48,8 +48,11 @@ def not_ours(core: PoolCore, conn: object) -> ValueError:
     return ValueError(f"can't return connection to pool {core.options.name!r}, {reason}: {conn!r}")
 
 
-def give_back(core: PoolCore, slot: Slot, is_told: bool = False) -> None:
-    """The borrower returns the connection. Suspends only for a rollback. ValueError if it isn't lent by this pool."""
+def give_back(core: PoolCore, slot: Slot, is_told: bool = False, is_at_rest: bool = False) -> None:
+    """The borrower returns the connection. Suspends only for a rollback. ValueError if it isn't lent by this pool.
+
+    `is_at_rest`: both psycopg2 and libpq say that no transaction is open.
+    """
     if slot.lent_by is not core:
         raise not_ours(core, slot.conn)
     if core.loan_tracing is not None and not is_told:
@@ -66,11 +69,11 @@ def give_back(core: PoolCore, slot: Slot, is_told: bool = False) -> None:
         slot.forget_holder()
         slot.forget_holder = None
     if not (
-        conn.get_transaction_status() == IDLE_STATUS  # so it isn't closed, either
+        # Not closed, either; and nobody executed a COMMIT that psycopg2 doesn't know of.
+        (is_at_rest or (conn.get_transaction_status() == IDLE_STATUS and conn._driver_status == READY))
         and now < slot.expires_at
         and slot.generation == core.generation
         and options.only_rolls_back
-        and conn._driver_status == READY  # else somebody executed a COMMIT, which psycopg2 doesn't know of
         and not (conn._has_altered_settings or conn._blocks or conn._is_entered or slot.notices or slot.notifies)
     ):
         _clean_up(core, slot)
