@@ -102,7 +102,7 @@ def test_a_connection_in_which_a_task_waits_is_not_lent_on(make_pool):
         task.result()
 
 
-@pytest.mark.only_hub("gevent", "eventlet")
+@pytest.mark.only_hub("gevent", "threads")  # a task of eventlet's spawn_n() ends unseen
 def test_a_connection_that_was_taken_back_refuses_its_former_user(make_pool):
     pool = make_pool(min_size=1, max_size=1, timeout=5)
     kept = []

@@ -244,7 +244,7 @@ class Connection(LargeObjectMixin, NotifyWaits):
             factory = compose(factory, self._green_class(factory, name))
         elif name is None and not withhold and scrollable is None:
             cur = _new_cursor(self, None, self._client_cursor)
-            cur._loan = self._gate.loan  # _belongs_to() spelled out
+            cur._belongs_to(self._gate.loan)
             return cur
         cur = _new_cursor(self, name, factory or self._green_class(None, name), withhold, scrollable)
         if not isinstance(cur, Cursor):  # a function has made it

@@ -172,7 +172,7 @@ def _point_into_statement(conn: GuardedConnection, error: psycopg2.Error, prefix
 def execute_alone(conn: GuardedConnection, cur: GuardedCursor, query: Query, vars: Params) -> None:
     """`cur.execute(query, vars)` as if in autocommit: committed by itself, in one round trip. Suspends.
 
-    The connection is READY, and psycopg2 would put nothing but BEGIN in front. The process's first one takes three more.
+    The connection is READY, and psycopg2 would put nothing but BEGIN in front. The process's first takes three more.
     """
     if _autocommit(conn):
         return cur.execute(query, vars)

@@ -240,6 +240,7 @@ class ConnectionPool(ManagedPool[ConnT]):
     def putconn(self, conn: extensions.connection) -> None:
         """Give a borrowed connection back; an open transaction is rolled back, a broken connection replaced.
 
+        Harmless if `conn.close()` has given it back already. From then on it can't be used until it is lent again.
         Raises ValueError, and touches nothing, if the connection isn't one that this pool has lent. Suspends only for
         a rollback: a `reset` is done by a task of the pool's own.
         """

@@ -257,6 +257,7 @@ def failures(conn: Connection) -> None:
         assert errors.commit_outcome(error) not in (errors.COMMITTED, errors.ROLLED_BACK, errors.UNKNOWN)
     conn.rollback()
     assert issubclass(errors.CopyInProgress, errors.ConnectionInUse)
+    assert errors.ConnectionInherited("execute").operation == errors.ConnectionReturned("execute").operation
     assert issubclass(errors.DeadlineExceeded, errors.OperatorIntervention)
     assert issubclass(errors.LibpqUnavailable, psycopg2.NotSupportedError)
     assert issubclass(errors.PatchError, RuntimeError)
