@@ -184,8 +184,8 @@ def note_commit_outcome(exception: BaseException, outcome: str) -> None:
 def safe_to_retry(exception: BaseException) -> bool:
     """True only if nothing of what was asked can have reached the server: what raised it can be called once more.
 
-    So it is for the pool's own errors, for refusals (`ConnectionInUse`, ...) and failures to connect. Not after a failed
-    statement: a lost connection doesn't tell how far it came.
+    So it is for the pool's own errors, for refusals (`ConnectionInUse`, ...) and for failures to connect. Not after a
+    failed statement: a lost connection doesn't tell how far it came.
     """
     refused = (PoolTimeout, PoolClosed, TooManyRequests, ConnectionInUse, ConnectionInherited, ConnectionReturned)
     if is_interruption(exception):

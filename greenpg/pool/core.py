@@ -221,7 +221,7 @@ class PoolCore:
             slot.gate.rest()
             is_wanted = self.ledger.give(slot)
             if not self.is_closed:
-                self.ledger.grow()
+                self.grow()
             if self.is_filled():
                 self.end_filling(True)
         if not is_wanted:
@@ -271,6 +271,10 @@ class PoolCore:
             if slot.state is ENDING and slot in self.ledger.slots:  # else it was closed, or forked, meanwhile
                 self.ledger.move(slot, CLOSED)
                 self.ledger.replace_lost()
+
+    def grow(self) -> None:
+        """[mutex] Reserve what is asked for; `opening.start_workers()` opens it."""
+        self.ledger.grow(self.options.num_workers, self.workers.hanging(self.now()))
 
     def drain(self) -> list[Slot]:
         """[mutex] What is there now isn't lent again. Returns the slots whose connections are to be closed."""

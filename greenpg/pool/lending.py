@@ -16,9 +16,10 @@ from ..hubs import Event, hub
 from .core import PoolCore
 from .health import PING_TIMEOUT, is_alive, ping
 from .lifecycle import open_if_needed
-from .opening import Backoff, describe, replace, start_workers
+from .opening import Backoff, describe, is_refused, refusal, replace, start_workers
 from .options import check_not_negative
 from .slot import LENT, RESETTING, Slot
+from .tasks import HANGING
 
 logger = logging.getLogger("greenpg.pool")
 
@@ -95,6 +96,8 @@ def _wait_in_line(core: PoolCore, timeout: float) -> Slot:
     try:
         if has_grown:
             start_workers(core)
+        if ledger.opening:
+            _look_for_hanging(core, event, started + timeout)
         event.wait(started + timeout)
     except BaseException:
         core.stats.requests_errors += 1
@@ -120,6 +123,18 @@ def _wait_in_line(core: PoolCore, timeout: float) -> Slot:
     raise _timeout_error(core, timeout) from core.workers.last_error
 
 
+def _look_for_hanging(core: PoolCore, event: Event, deadline: float) -> None:
+    """Wait while connections are being made; those that hang while they are keep the others from nothing."""
+    while core.ledger.opening:
+        until = min(deadline, core.now() + HANGING)
+        if event.wait(until) or until == deadline:
+            return
+        with core.mutex:
+            if not core.is_closed:
+                core.grow()
+        start_workers(core)
+
+
 def _join(core: PoolCore, event: Event, timeout: float) -> bool:
     """Get in line, unless a connection is free after all. True: there are slots to be opened now."""
     ledger, mutex, max_waiting = core.ledger, core.mutex, core.options.max_waiting
@@ -133,11 +148,14 @@ def _join(core: PoolCore, event: Event, timeout: float) -> bool:
         is_full = max_waiting and len(ledger.line) >= max_waiting
         if timeout and not is_full:
             core.stats.requests_queued += 1
-            ledger.join_line(event)
             if core.workers.resting:
                 core.workers.hurry(core.now())
+            if core.workers.last_error is not None and is_refused(core):
+                core.stats.requests_errors += 1
+                raise refusal(core)
+            ledger.join_line(event)
             if len(ledger.slots) < ledger.max_size:
-                ledger.grow()
+                core.grow()
                 return True
             event.on_delay = functools.partial(_report_deadlock, core)
             return False

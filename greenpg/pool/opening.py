@@ -12,10 +12,13 @@ import random
 import weakref
 from typing import Any
 
+from psycopg2 import extensions
+
 from ..connection.connect.connecting import connect_as_instrumented
 from ..connection.connect.dsn import checked_dsn
+from ..connection.connect.route import find_route
 from ..connection.connection import Connection
-from ..errors import is_interruption
+from ..errors import PoolTimeout, is_interruption
 from ..hubs import hub
 from .core import Opener, PoolCore
 from .health import IDLE_STATUS, status_name
@@ -24,6 +27,10 @@ from .slot import CLOSED, Slot
 from .tasks import Workers
 
 logger = logging.getLogger("greenpg.pool")
+
+#: Seconds for each address of the server, where nothing says otherwise: a connection that is being made would hang for
+#: ever if the server accepts it and is silent.
+CONNECT_TIMEOUT = 10
 
 _FIRST_DELAY = 0.1
 _LONGEST_DELAY = 30.0
@@ -54,7 +61,7 @@ def start_workers(core: PoolCore) -> None:
     ledger, workers = core.ledger, core.workers
     while ledger.to_open:
         with core.mutex:
-            if not ledger.to_open or workers.count >= core.options.num_workers:
+            if not ledger.to_open or not workers.may_begin(core.now(), core.options.num_workers):
                 return
             workers.begin()
         try:
@@ -130,21 +137,29 @@ def _try_to_open(core: PoolCore, slot: Slot, backoff: Backoff) -> float | None:
             core.ledger.move(slot, CLOSED)
         return None
     slot.begin(core.generation)
-    stats = core.stats
+    stats, workers = core.stats, core.workers
     stats.connections_num += 1
     started, tracing = core.now(), core.tracing
     event = tracing and tracing.begin("connect")
+    with core.mutex:
+        workers.trying(slot, started)
     try:
-        conn = connect_for(core, slot) if core.opener is None else _open(core.opener, slot)
+        try:
+            conn = connect_for(core, slot) if core.opener is None else _open(core.opener, slot)
+        finally:
+            with core.mutex:
+                workers.tried(slot)
     except Exception as error:
+        if core.workers is not workers:  # this is a child of the process whose the slot is
+            return None
         if tracing and event:
             tracing.end(event, error)
         stats.connections_errors += 1
         if core.opener is not None:
-            return _answer_head(core, slot, error)
+            return _answer_head(core, slot, error, started)
+        _tell_those_who_wait(core, error, started)
         logger.warning("error connecting in pool %r: %s", core.options.name, describe(error))
         delay = backoff.next_delay(core.now())
-        _tell_those_who_wait(core, error)
         if delay is None or core.is_closed:
             _give_up(core, slot)
             return None
@@ -152,10 +167,11 @@ def _try_to_open(core: PoolCore, slot: Slot, backoff: Backoff) -> float | None:
     seconds = core.now() - started
     stats.connections_ms += seconds * 1000.0
     with core.mutex:
-        core.workers.succeeded()
+        workers.succeeded()
     is_added = core.add(slot, conn)
     if not is_added:
         core.close_connection(slot, conn)
+    start_workers(core)
     if tracing and event:
         event.connection = conn
         tracing.end(event, seconds=seconds)
@@ -167,23 +183,44 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip()}"
 
 
-def _tell_those_who_wait(core: PoolCore, error: Exception) -> None:
+def _tell_those_who_wait(core: PoolCore, error: Exception, begun_at: float) -> None:
     fails_fast = False
     try:
         fails_fast = not is_interruption(error) and core.options.fails_fast(error)
     except Exception:
         logger.exception("pool %r: fail_fast raised", core.options.name)
     with core.mutex:
-        core.workers.failed(error)
+        core.workers.failed(error, begun_at, core.now())
         if fails_fast:
             core.ledger.fail_line(lambda: copied(error))
             core.end_filling(error)
+        elif core.ledger.line and is_refused(core):
+            core.ledger.fail_line(lambda: refusal(core))
 
 
-def _answer_head(core: PoolCore, slot: Slot, error: Exception) -> float | None:
+def is_refused(core: PoolCore) -> bool:
+    """[mutex] There is no connection, and none can be made: it makes no sense to wait."""
+    return not core.ledger.open_count and core.workers.fails_for(core.options.refused_after, core.now())
+
+
+def refusal(core: PoolCore) -> PoolTimeout:
+    """[mutex] The error of who would wait for nothing."""
+    error = core.workers.last_error
+    refused = PoolTimeout(
+        f"pool {core.options.name!r} has no connection, and every attempt to connect has failed for "
+        f"{core.options.refused_after:g} s or longer (refused_after), the last one by {error and describe(error)}",
+        size=core.ledger.size,
+        lent=0,
+        waiting=len(core.ledger.line),
+    )
+    refused.__cause__ = error
+    return refused
+
+
+def _answer_head(core: PoolCore, slot: Slot, error: Exception, begun_at: float) -> float | None:
     """Who has asked for the connection gets the error of connecting. Try again at once for the next in line."""
     with core.mutex:
-        core.workers.failed(copied(error))
+        core.workers.failed(copied(error), begun_at, core.now())
         if not is_interruption(error):
             core.ledger.fail_head(error)
         if core.ledger.line and not core.is_closed:
@@ -235,12 +272,18 @@ def _open(opener: Opener, slot: Slot) -> Connection:
     return conn
 
 
+def _in_time(dsn: str) -> str:
+    if "connect_timeout" in find_route(dsn).options:
+        return dsn
+    return str(extensions.make_dsn(dsn, connect_timeout=CONNECT_TIMEOUT))
+
+
 def connect_for(core: PoolCore, slot: Slot) -> Connection:
     """A new connection, configured. Suspends."""
     options = core.options
     conninfo, kwargs = _connecting_of(options)
     conn: Connection = connect_as_instrumented(
-        checked_dsn(conninfo, **for_libpq(kwargs)), options.connection_class, kwargs.get("cursor_factory")
+        _in_time(checked_dsn(conninfo, **for_libpq(kwargs))), options.connection_class, kwargs.get("cursor_factory")
     )
     try:
         if kwargs.get("autocommit"):

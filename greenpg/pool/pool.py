@@ -59,7 +59,8 @@ class ConnectionPool(ManagedPool[ConnT]):
     - `max_lifetime` (3600): a connection older than that, less up to 5 %, is replaced when it comes back.
     - `max_idle` (600): one connection above `min_size` is closed whenever so many went unused for that long.
     - `reconnect_timeout` (300): how long connecting is tried again, with backoff, before `reconnect_failed(pool)` is
-      called. `num_workers` (3): how many connections are opened at a time.
+      called. `num_workers` (3): how many connections are opened at a time, not counting those that take longer than a
+      second. Where no `connect_timeout` is given, each address of the server has 10 s.
     - `close_returns` (False): `conn.close()` returns the connection to the pool.
 
     And beyond psycopg_pool's:
@@ -67,6 +68,9 @@ class ConnectionPool(ManagedPool[ConnT]):
     - `fail_fast` (False): True: when connecting fails, whoever waits for a connection (or in `wait()`) gets that error
       at once, instead of waiting until the timeout while it is tried again. A function: called with each such error, it
       tells whether that is so.
+    - `refused_after` (2): while the pool has no connection at all, and every attempt to connect has failed for so many
+      seconds, whoever waits or comes is told so at once by `PoolTimeout`, instead of waiting until the timeout. Trying
+      goes on meanwhile. `float("inf")`: never.
     - `check_idle` (30): a connection that was idle for longer is pinged before it is lent. Any that was idle at all
       gets a look at its socket, which costs no round trip.
     - `statement_deadline` (None: no limit): how long each statement may take, see `Connection.deadline()`.
