@@ -48,12 +48,12 @@ class Cursor(DictFetches, FileCopyMixin):
         conn = self.connection
         gate = conn._gate
         if gate.owner is not None:
-            gate.make_way("execute")
-        if self._loan is not gate.loan:
-            self._refuse_if_void("execute")
+            gate.take_turn("execute")
         outer_call = gate.call
         gate.call = "execute"
         try:
+            if self._loan is not gate.loan:
+                self._refuse_if_void("execute")
             if conn._driver_status == _READY and not _autocommit(conn):
                 execute_first(conn, self, query, vars)
             else:
@@ -65,7 +65,7 @@ class Cursor(DictFetches, FileCopyMixin):
             raise error
         finally:
             gate.call = outer_call
-            if gate.interruption is not None:
+            if gate.interruption is not None or gate.free is not None:
                 gate.leave(outer_call)
 
     def copy(self, statement: Query, params: Params = None) -> Copy:
@@ -91,7 +91,8 @@ class Cursor(DictFetches, FileCopyMixin):
         """
         self._refuse_if_void("executemany")
         try:
-            run_pages(self, query, vars_list)
+            with self.connection._gate.turn("executemany"):
+                run_pages(self, query, vars_list)
         except psycopg2.DatabaseError as error:
             name_by_sqlstate(error)
             raise error

@@ -172,7 +172,7 @@ def throw_out(conn: GuardedConnection) -> None:
         shut_down(conn, socket.SHUT_WR)  # it can't send anything more
     give_up_at, shut_at = end_deadline(), grace_ends_at(conn)
     has_shut = False
-    while gate.owner is not None:
+    while gate.owner is not gate.free:
         now = time.monotonic()
         if now >= give_up_at:
             gate.make_way("close")

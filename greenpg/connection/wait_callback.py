@@ -81,7 +81,7 @@ def make_wait_callback(wait_hub: Hub) -> Callable[[Any], None]:
         except BaseException as exception:
             interrupt(conn, waiter, exception)
         finally:
-            gate.owner = None
+            gate.owner = gate.free
 
     return wait_callback
 

@@ -67,7 +67,7 @@ class Event(Protocol):
 class Mutex(Protocol):
     """A native lock for state that several native threads touch. Never suspend while holding it."""
 
-    def acquire(self) -> bool: ...
+    def acquire(self, blocking: bool = True) -> bool: ...
 
     def release(self) -> None: ...
 
@@ -118,6 +118,9 @@ class Hub(Protocol):
 
     def is_in_loop(self) -> bool:
         """Whether it is the event loop itself that calls, which can't be suspended. Doesn't suspend."""
+
+    def may_block(self) -> bool:
+        """Whether the running task is a native thread without an event loop: it blocks nobody else. Doesn't suspend."""
 
     def describe(self, task: object) -> str:
         """The name of a task that `current()` gave, for a message."""

@@ -261,6 +261,9 @@ class EventletHub:
         loop = _loop_if_exists()
         return loop is not None and getcurrent() is loop.greenlet
 
+    def may_block(self) -> bool:
+        return self._loop() is None
+
     def describe(self, task: object) -> str:
         return "the main green thread" if getattr(task, "parent", None) is None else repr(task)
 

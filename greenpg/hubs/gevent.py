@@ -318,6 +318,9 @@ class GeventHub:
     def is_in_loop(self) -> bool:
         return getcurrent() is get_hub_if_exists()
 
+    def may_block(self) -> bool:
+        return self._loop() is None
+
     def describe(self, task: object) -> str:
         if getattr(task, "parent", None) is None:
             return "the main greenlet"

@@ -222,6 +222,9 @@ class ThreadsHub:
     def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
         return self._getaddrinfo(host, port, 0, socket.SOCK_STREAM)
 
+    def may_block(self) -> bool:
+        return True
+
     def after_fork(self) -> None:
         pass  # only the thread that has forked is here
 

@@ -65,7 +65,7 @@ def close_quietly(conn: Connection) -> Remains | None:
     gate = conn._gate
     gate.wake()
     try:
-        if gate.owner is not None or conn.closed:
+        if gate.owner is not gate.free or conn.closed:
             conn._close()  # the owner is thrown out
         elif conn.get_transaction_status() == extensions.TRANSACTION_STATUS_ACTIVE:
             cut_off(conn)

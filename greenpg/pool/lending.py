@@ -62,7 +62,7 @@ def lend(core: PoolCore, timeout: float | None, is_told: bool = False) -> Slot:
     slot.holder = core.hold(core.current_task())
     slot.lent_at = now
     gate = slot.gate  # gate.lend() spelled out
-    gate.owner = None
+    gate.owner = gate.free
     gate.loan = now
     if options.leak_after is not None:
         slot.stack = traceback.format_list(traceback.extract_stack(limit=12)[:-2])
