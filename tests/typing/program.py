@@ -343,6 +343,7 @@ def pools(dsn: str) -> None:
         reconnect_failed=call_for_help,
         num_workers=1,
         fail_fast=True,
+        refused_after=5.0,
         check_idle=10.0,
         statement_deadline=10.0,
         histograms=True,
