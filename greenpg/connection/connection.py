@@ -14,11 +14,11 @@ from .composing import adopt, compose, stacked
 from .connect.dsn import SECRETS
 from .cursor import Cursor, ServerCursor
 from .deadlines import DeadlineBlock, checked_seconds
-from .gate import AT_REST, Occupant, Parent
 from .guarded_cursor import GuardedCursor, Params, Query
 from .interrupting import throw_out
 from .lender import Lender
 from .lobject import LargeObjectMixin
+from .occupants import AT_REST, Occupant, Parent
 from .remains import ENDING_TIMEOUT, INTERRUPTION_GRACE
 from .replication import ReplicationCursor, is_replication_cursor
 from .transaction import IsolationLevel, Transaction

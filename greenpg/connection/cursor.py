@@ -14,9 +14,9 @@ from .bulk.copy_channel import end_stray_copy
 from .bulk.copy_file import FileCopyMixin
 from .bulk.executemany import run_pages
 from .bulk.fetchall import BIG_ROWS, fetch_in_turns, iterate_in_turns
-from .gate import AT_REST
 from .guarded_cursor import Params, Query, Row
 from .lazy_begin import execute_first
+from .occupants import AT_REST
 from .rows import DictFetches
 
 _cursor = extensions.cursor

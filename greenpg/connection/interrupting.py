@@ -19,8 +19,8 @@ from psycopg2 import extensions
 from ..errors import DeadlineExceeded, is_interruption, set_attribute
 from ..hubs import FdWaiter, hub
 from .cancel import request_cancel, shut_down
-from .gate import Parent
 from .guarded_connection import GuardedConnection
+from .occupants import Parent
 from .remains import give_up, give_up_from_outside, grace_ends_at
 
 #: Seconds that what is ended for no haste gets to come to its end; then the connection is closed.

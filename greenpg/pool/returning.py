@@ -9,8 +9,8 @@ from psycopg2 import extensions
 
 from ..connection.connection import Connection
 from ..connection.deadlines import ROLLBACK_TIMEOUT, DeadlineBlock
-from ..connection.gate import AT_REST, Occupant
 from ..connection.lazy_begin import execute_alone
+from ..connection.occupants import AT_REST, Occupant
 from ..connection.tracing import Tracing
 from ..errors import is_interruption
 from ..hubs import hub
