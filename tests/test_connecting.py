@@ -370,9 +370,9 @@ def unknown_server(monkeypatch):
 
 def test_the_server_looks_whether_the_client_is_there(dsn, unknown_server):
     conn = greenpg.connect(dsn, application_name="checked", options="-c work_mem=5MB")
-    assert check_interval(conn) == "10s"
+    assert check_interval(conn) == "3s"
     conn.cursor().execute("SET client_connection_check_interval = 0; RESET ALL")
-    assert check_interval(conn) == "10s"
+    assert check_interval(conn) == "3s"
     assert conn.execute("SHOW work_mem").fetchone() == ("5MB",)
     conn.close()
 

@@ -8,6 +8,7 @@ from kit import Task, wait_until
 
 from greenpg import errors
 from greenpg.hubs import hub
+from greenpg.pool import returning
 
 
 def test_a_returned_connection_is_refused_until_it_is_lent_again(make_pool):
@@ -126,3 +127,15 @@ def test_an_open_deadline_block_ends_with_the_borrowing(make_pool):
     pool.putconn(conn)
     hub().sleep(0.3)
     assert pool.fetchval("SELECT 1") == 1
+
+
+def test_a_reset_function_that_does_not_end_costs_its_connection_only(make_pool, monkeypatch, caplog):
+    monkeypatch.setattr(returning, "_RESET_TIMEOUT", 0.1)
+
+    def reset(conn):
+        conn.execute("SELECT pg_sleep(60)")
+
+    pool = make_pool(min_size=1, max_size=1, timeout=5, reset=reset)
+    first = pool.fetchval("SELECT pg_backend_pid()")
+    assert pool.fetchval("SELECT pg_backend_pid()") != first
+    assert "error resetting connection: the block took longer than its deadline" in caplog.text

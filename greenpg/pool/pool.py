@@ -56,7 +56,7 @@ class ConnectionPool(ManagedPool[ConnT]):
       Two values of `reset` have a meaning: "rollback" (default) only ends an open transaction, "session" also takes
       back what a session can keep (settings, temporary tables, advisory locks, LISTEN, cursors, isolation level,
       autocommit, ...) and calls `configure` again. A `reset` is run by a task of the pool's own: the borrower doesn't
-      wait for it.
+      wait for it. Its statements have 10 s together.
     - `name` (None: "pool-N"): for messages. `timeout` (30): how long `getconn()` waits by default.
     - `max_waiting` (0: no limit): more tasks than that don't get into the line but `TooManyRequests`.
     - `max_lifetime` (3600): a connection older than that, less up to 5 %, is replaced when it comes back.

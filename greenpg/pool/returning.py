@@ -27,7 +27,7 @@ logger = logging.getLogger("greenpg.pool")
 READ_ONLY = "25006"
 _EVICTING = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", READ_ONLY})
 
-#: Seconds that the session reset may take.
+#: Seconds that the statements of a reset may take together.
 _RESET_TIMEOUT = 10.0
 
 #: What DISCARD ALL does, but for the plans of prepared statements; DISCARD ALL itself can't share a round trip. And the
@@ -259,7 +259,8 @@ def _reset(core: PoolCore, conn: Connection) -> bool:
     options = core.options
     try:
         if callable(options.reset):
-            options.reset(conn)
+            with DeadlineBlock(conn._gate, _RESET_TIMEOUT):
+                options.reset(conn)
         elif lends_sessions(find_mode(core, conn)):
             with DeadlineBlock(conn._gate, _RESET_TIMEOUT):
                 reset_session(conn)
