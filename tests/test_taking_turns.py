@@ -1,10 +1,11 @@
 """Native threads on one connection take turns, as psycopg2 lets them; under green hubs too."""
 
 import io
+import time
 
 import psycopg2
 import pytest
-from kit import Task, wait_until
+from kit import wait_until
 
 import greenpg
 from greenpg import errors
@@ -13,10 +14,31 @@ from greenpg.hubs import hub
 THREADS = 6
 
 
+class NativeTask:
+    """A function in a new native thread, which has no event loop (one of the hub's pool may have got one)."""
+
+    def __init__(self, function):
+        self._done = hub().event()
+        hub().natives().spawn(self._run, function)
+
+    def _run(self, function):
+        try:
+            self._outcome = function(), None
+        except BaseException as error:
+            self._outcome = None, error
+        self._done.set()
+
+    def result(self):
+        assert self._done.wait(time.monotonic() + 30), "the thread doesn't end"
+        result, error = self._outcome
+        if error is not None:
+            raise error
+        return result
+
+
 def in_threads(functions):
-    """Run them in native threads without an event loop, all at once; their results."""
-    tasks = [Task(hub().run_in_thread, function) for function in functions]
-    return [task.result(30) for task in tasks]
+    """Run them all at once; their results."""
+    return [task.result() for task in [NativeTask(function) for function in functions]]
 
 
 @pytest.fixture(params=["here", "in a thread"])
@@ -25,7 +47,7 @@ def shared(request, dsn):
         conn = in_threads([lambda: greenpg.connect(dsn)])[0]
     else:  # turns are taken from when two native threads have met
         conn = greenpg.connect(dsn)
-        task = Task(hub().run_in_thread, lambda: conn.cursor().execute("SELECT pg_sleep(0.1)"))
+        task = NativeTask(lambda: conn.cursor().execute("SELECT pg_sleep(0.1)"))
         wait_until(lambda: conn._gate.owner is not conn._gate.free)
         in_threads([lambda: conn.cursor().execute("SELECT 1")])
         task.result()
@@ -94,7 +116,7 @@ def test_who_must_not_be_blocked_is_refused(shared):
     """A task of an event loop can't wait natively."""
     with shared.cursor() as cur:
         cur.execute("SELECT 1")
-    task = Task(hub().run_in_thread, lambda: shared.cursor().execute("SELECT pg_sleep(0.3)"))
+    task = NativeTask(lambda: shared.cursor().execute("SELECT pg_sleep(0.3)"))
     hub().sleep(0.1)
     with pytest.raises(errors.ConnectionInUse):
         shared.cursor().execute("SELECT 2")
