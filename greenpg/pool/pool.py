@@ -24,6 +24,7 @@ from .contexts import ConnectionContext, CursorContext, TransactionContext, firs
 from .lending import lend
 from .managed import ManagedPool
 from .options import ConnT
+from .pipelining import PipelineContext
 from .returning import give_back, not_ours, take_back_from_ended
 from .slot import Slot
 from .stream import Stream
@@ -112,6 +113,21 @@ class ConnectionPool(ManagedPool[ConnT]):
         Options and behaviour of `conn.transaction()`: `isolation_level`, `readonly`, `deferrable`, `force_rollback`.
         """
         return TransactionContext(self._core, timeout, options)
+
+    def pipeline(self, *, timeout: float | None = None) -> PipelineContext:
+        """`with pool.pipeline() as p:` lends a connection for a transaction in one round trip: what `p.execute()` is
+        given is sent without waiting, and COMMIT with it at the end of the block, which rolls back if it raises.
+
+            with pool.pipeline() as p:
+                p.execute("UPDATE account SET balance = balance - %s WHERE id = %s", (10, 1))
+                balance = p.execute("UPDATE account SET balance = balance + %s WHERE id = %s RETURNING balance", (10, 2))
+            print(balance.fetchone())
+
+        The cursors that `p.execute()` gives keep their rows after the block; asked for them inside of it they wait for
+        their own statement. See `Connection.pipeline()`; `p.connection` is the connection. Suspends as `connection()`
+        does, and leaving the block for the round trip. With connections in autocommit each statement is a transaction.
+        """
+        return PipelineContext(self._core, timeout)
 
     def run(
         self,
