@@ -19,7 +19,7 @@ from .guarded_cursor import Params, Query
 from .interrupting import throw_out
 from .lender import Lender
 from .lobject import LargeObjectMixin
-from .pipeline.pipeline import Pipeline
+from .pipeline.pipeline import Pipeline, PipelineQueue
 from .remains import ENDING_TIMEOUT, INTERRUPTION_GRACE
 from .replication import ReplicationCursor, is_replication_cursor
 from .transaction import IsolationLevel, Transaction
@@ -109,23 +109,25 @@ class Connection(LargeObjectMixin, NotifyWaits):
         return Transaction(self, savepoint_name, force_rollback, isolation_level, readonly, deferrable)
 
     def pipeline(self: C) -> Pipeline[C]:
-        """`with conn.pipeline() as p:` sends statements without waiting for the answers of those before; as psycopg 3's.
+        """`with conn.pipeline() as p:` sends statements without waiting for the answers, as psycopg 3's.
 
-        A cursor's `fetch*()`, `rowcount` and `description` wait for the answer to its own statement; `p.sync()`, the end
-        of the block, and whatever else is called on the connection, for all of them. In a transaction BEGIN is sent
-        along, and by `commit()` COMMIT, so the whole takes one round trip; in autocommit each statement is a transaction
-        of its own.
+        A cursor's `fetch*()`, `rowcount` and `description` wait for the answer to its own statement; `p.sync()`, the
+        end of the block, and whatever else is called on the connection, for all of them. In a transaction BEGIN is
+        sent along, and by `commit()` COMMIT, so the whole takes one round trip; in autocommit each statement is a
+        transaction of its own.
 
         An error has the `statement_index`, counted from 0. It is raised by the statement's cursor, or else at the next
-        thing that waits for all. In a transaction the statements after the one that has failed aren't executed: they
-        raise `errors.PipelineAborted`, until `p.sync()` or `rollback()`. COPY, and several commands in one statement,
-        raise `psycopg2.ProgrammingError` before anything is sent. A kill, a timeout or a deadline cancels what is under
-        way, and the connection is kept.
+        thing that waits for all (but `rollback()`). In a transaction the statements after the one that has failed
+        aren't executed: they raise `errors.PipelineAborted`, until `p.sync()` or `rollback()`. COPY, and several
+        commands in one statement, raise `psycopg2.ProgrammingError` before anything is sent. A kill, a timeout or a
+        deadline cancels what is under way, and the connection is kept.
 
-        A block in a block is the same pipeline, with a `sync()` at its begin and end. `execute()` suspends now and then,
-        when there is much to send. Large results are better fetched outside: each value costs a call.
+        A block in a block is the same pipeline, with a `sync()` at its beginning and end, and so is a nested
+        `transaction()`. `execute()` suspends now and then, when there is much to send. Large results are better fetched
+        outside: each value costs a call. Raises `errors.LibpqUnavailable` where psycopg2 runs on a libpq before 14.
         """
-        return self._gate.queue if isinstance(self._gate.queue, Pipeline) else Pipeline(self)
+        queue = self._gate.queue
+        return queue.pipeline if isinstance(queue, PipelineQueue) else Pipeline(self)
 
     def close(self) -> None:
         """Close the connection, as psycopg2's; or return it, if a pool made with `close_returns` has lent it.

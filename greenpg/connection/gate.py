@@ -109,7 +109,14 @@ class BusyGate:
 
     def make_way(self, operation: str) -> None:
         """Raise `ConnectionInUse` if somebody is inside who doesn't leave for this."""
-        owner = self.owner
+        self._refuse(operation, self.owner)
+
+    def refuse(self, operation: str) -> None:
+        """The same for who is the queue."""
+        self._refuse(operation, _owner.__get__(self))
+
+    @staticmethod
+    def _refuse(operation: str, owner: object | None) -> None:
         if isinstance(owner, Occupant):
             owner.make_way(operation)
         elif owner is not None:
@@ -200,7 +207,7 @@ class QueueingGate(BusyGate):
     __slots__ = ()
 
     @property
-    def owner(self) -> object | None:  # type: ignore[override]
+    def owner(self) -> object | None:
         """Who waits inside; or the queue, which makes way for all other calls."""
         return _owner.__get__(self) or self.queue
 
@@ -224,7 +231,7 @@ class QueueingGate(BusyGate):
 
     def close_queue(self) -> None:
         self.queue = None
-        self.__class__ = BusyGate
+        self.__class__ = BusyGate  # type: ignore[assignment]
 
 
 class _Call:

@@ -90,7 +90,7 @@ class PipelineReader:
         self.is_aborted = False
 
     def read(self) -> int:
-        """Hand out answers that are there, some at once. END: there is none that would be missing. LOST: a COPY came."""
+        """Hand out answers that are there, some at once. END: none is missing. LOST: a COPY came."""
         pending, pgconn, is_busy, get_result = self._pending, self._pgconn, self._is_busy, self._get_result
         get_status = self._get_status
         has_read_nothing = False
@@ -168,7 +168,7 @@ class Rows:
     def column(self, index: int) -> tuple[bytes, int, int, int, int, int]:
         """Name, type, size and modifier of a column; table and number of the table's column, 0 if there is none."""
         names = ("PQfname", "PQftype", "PQfsize", "PQfmod", "PQftable", "PQftablecol")
-        return tuple(function(name)(self._address, index) for name in names)  # type: ignore[return-value]
+        return tuple(function(name)(self._address, index) for name in names)
 
 
 _bound: list[Any] = []

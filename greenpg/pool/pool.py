@@ -119,9 +119,9 @@ class ConnectionPool(ManagedPool[ConnT]):
         given is sent without waiting, and COMMIT with it at the end of the block, which rolls back if it raises.
 
             with pool.pipeline() as p:
-                p.execute("UPDATE account SET balance = balance - %s WHERE id = %s", (10, 1))
-                balance = p.execute("UPDATE account SET balance = balance + %s WHERE id = %s RETURNING balance", (10, 2))
-            print(balance.fetchone())
+                p.execute("UPDATE account SET balance = balance - 10 WHERE id = %s", (1,))
+                cur = p.execute("UPDATE account SET balance = balance + 10 WHERE id = %s RETURNING balance", (2,))
+            print(cur.fetchone())
 
         The cursors that `p.execute()` gives keep their rows after the block; asked for them inside of it they wait for
         their own statement. See `Connection.pipeline()`; `p.connection` is the connection. Suspends as `connection()`

@@ -158,5 +158,3 @@ class PipelineChannel(Channel):
         if state == LOST:
             raise ConnectionLost
         return state
-
-

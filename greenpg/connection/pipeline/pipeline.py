@@ -1,82 +1,42 @@
 """psycopg 3's `with conn.pipeline():` on psycopg2's own connection.
 
-libpq is in pipeline mode only while something is under way in it. Any other call of the connection finds the pipeline
-in the gate (gate.py), which has everything answered first and leaves that mode: so psycopg2's calls find psycopg2's
-connection as they know it.
-
-In a transaction BEGIN goes in front, `commit()` sends COMMIT along, and psycopg2's own `status` is set to what is so
-then (driver.py). In autocommit a Sync follows each statement, which makes it a transaction of its own.
+Any other call of the connection finds the pipeline in the gate (gate.py), which has everything answered first: so
+psycopg2's calls find psycopg2's connection as they know it.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import psycopg2
-import psycopg2.errors
-from psycopg2 import extensions
 
-from ...driver import driver_status
-from ...errors import (
-    COMMITTED,
-    ROLLED_BACK,
-    UNKNOWN,
-    DeadlineExceeded,
-    LibpqUnavailable,
-    PipelineAborted,
-    is_interruption,
-    note_commit_outcome,
-)
+from ...errors import LibpqUnavailable
 from ...libpq.pipeline import is_supported
-from ..bulk.channel import ConnectionLost
+from ..cursor import Cursor
 from ..deadlines import rollback_deadline
 from ..gate import Queue
 from ..guarded_connection import GuardedConnection
 from ..guarded_cursor import Params, Query
-from ..interrupting import cut_off, note_first
-from ..lazy_begin import begin_of, merged
-from .channel import PipelineChannel
+from ..lazy_begin import merged
 from .commands import goes_alone
+from .flow import Flow
 from .pipelined_cursor import as_pipelined
-from .statement import PipelinedStatement, add_note
 
-logger = logging.getLogger("greenpg.connection")
-
-_autocommit: Any = extensions.connection.autocommit.__get__  # type: ignore[attr-defined]
-_READY, _BEGIN = extensions.STATUS_READY, extensions.STATUS_BEGIN
-_IDLE = extensions.TRANSACTION_STATUS_IDLE
-
-_COMMIT = b"COMMIT"
-
-#: Calls that drop what has gone wrong before, as they are made when something has.
-_DROPPING = frozenset({"rollback", "reset", "close", "tpc_rollback"})
+#: Calls that don't raise what has gone wrong before: they are made because something has.
+_FORGIVING = frozenset({"rollback", "reset", "tpc_rollback"})
 
 C = TypeVar("C", bound=GuardedConnection)
 P = TypeVar("P", bound="Pipeline[Any]")
 
 
-class Pipeline(Queue, Generic[C]):
-    """See `Connection.pipeline()`."""
+class Pipeline(Generic[C]):
+    """Statements that are sent without waiting; see `Connection.pipeline()` and `ConnectionPool.pipeline()`."""
 
     def __init__(self, conn: C) -> None:
         self._conn = conn
         self._depth = 0
-        #: Libpq is in pipeline mode.
-        self._channel: PipelineChannel | None = None
-        #: The channel of before: there is one for each connection.
-        self._idle_channel: PipelineChannel | None = None
-        #: Each statement is a transaction of its own.
-        self._syncs_each = False
-        #: psycopg2's status has been set to BEGIN, which it is only if nothing goes wrong.
-        self._sets_status = False
-        self._count = 0
-        #: Statements whose error nobody has got yet.
-        self._failed: list[PipelinedStatement] = []
-
-    # -- what users call
+        self._queue = PipelineQueue(conn, self)
 
     @property
     def connection(self) -> C:
@@ -88,15 +48,12 @@ class Pipeline(Queue, Generic[C]):
         """Whether the libpq that psycopg2 runs on has a pipeline mode: since version 14."""
         return is_supported()
 
-    def execute(self, query: Query, vars: Params = None) -> Any:
-        """A new cursor that executes the statement, `conn.execute()`."""
-        cursor = self._conn.cursor()
+    def execute(self, query: Query, vars: Params = None) -> Cursor:
+        """A new cursor that executes the statement, as `conn.execute()`."""
+        conn: Any = self._conn
+        cursor: Cursor = conn.cursor()
         cursor.execute(query, vars)
         return cursor
-
-    def cursor(self, *args: Any, **kwargs: Any) -> Any:
-        """A cursor, `conn.cursor()`. Doesn't suspend."""
-        return self._conn.cursor(*args, **kwargs)
 
     def sync(self) -> None:
         """Wait until every statement so far has been answered. Suspends.
@@ -105,14 +62,13 @@ class Pipeline(Queue, Generic[C]):
         transaction that has failed is still in error.
         """
         if self._is_open():
-            self.settle()
+            self._queue.settle()
 
     def __enter__(self: P) -> P:
-        conn = self._conn
         if self._depth and self._is_open():
-            self.settle()
+            self._queue.settle()
         else:
-            self._open(conn)
+            self._open(self._conn)
         self._depth += 1
         return self
 
@@ -125,7 +81,7 @@ class Pipeline(Queue, Generic[C]):
             raise LibpqUnavailable("pipeline() needs libpq 14 or later under psycopg2: install psycopg2-binary")
         gate = conn._gate
         gate.make_way("pipeline")
-        gate.open_queue(self)
+        gate.open_queue(self._queue)
         conn._note_pipeline(is_open=True)
 
     def __exit__(
@@ -134,288 +90,61 @@ class Pipeline(Queue, Generic[C]):
         self._depth -= 1
         if not self._is_open():
             return  # the connection was closed, or returned to its pool
-        if exc is None:
-            try:
-                self.settle()
-            finally:
-                self._close_if_outermost()
-            return
         try:
-            with rollback_deadline(self._conn._gate, exc):
-                self._settle_quietly()
+            if exc is None:
+                self._queue.settle()
+            else:
+                with rollback_deadline(self._conn._gate, exc):
+                    self._queue.settle_quietly()
         finally:
-            self._close_if_outermost()
-
-    def _close_if_outermost(self) -> None:
-        if self._depth <= 0 and self._is_open():
-            self._close()
-
-    def _close(self) -> None:
-        self._conn._gate.close_queue()
-        self._conn._note_pipeline(is_open=False)
+            if self._depth <= 0 and self._is_open():
+                self._queue.close()
 
     def _is_open(self) -> bool:
-        return self._conn._gate.queue is self
+        return self._conn._gate.queue is self._queue
 
-    # -- what the gate calls
+
+class PipelineQueue(Queue):
+    """What the gate asks."""
+
+    def __init__(self, conn: GuardedConnection, pipeline: Pipeline[Any]) -> None:
+        self._conn = conn
+        self._flow = Flow(conn)
+        #: Whose it is.
+        self.pipeline = pipeline
 
     def queue(self, cursor: Any, query: Any, vars: Any) -> bool:
         conn = self._conn
         pipelined = as_pipelined(cursor)
         statement = None if pipelined is None or cursor.closed or conn.closed else merged(conn, cursor, query, vars)
-        if pipelined is None or statement is None or goes_alone(statement) or not self._turn_on():
-            self.make_way("execute")
+        if pipelined is None or statement is None or goes_alone(statement) or not self._flow.turn_on():
+            self._flow.settle()
+            self._flow.count()
             return False
-        channel = self._channel
-        assert channel is not None
-        if channel.is_aborted:
-            raise PipelineAborted(
-                "the statement was not sent, because one before it in the pipeline has failed: call sync() or "
-                "rollback() first"
-            )
-        sent = PipelinedStatement(self._count, statement, pipelined, self)
-        try:
-            if conn._driver_status == _READY and not self._syncs_each:
-                self._begin(channel)
-            channel.send(sent)
-            if self._syncs_each:
-                channel.sync()
-        except ConnectionLost:
-            raise self._lost() from None
-        self._count += 1
-        pipelined._show(sent)
-        if channel.is_full:
-            self._wait(channel.flush)
-        elif not self._count & 31:
-            channel.breathe()
+        self._flow.send(pipelined, statement)
         return True
 
     def make_way(self, operation: str) -> None:
         if operation == "commit":
-            self._commit()
-        elif operation in _DROPPING:
-            self._settle_quietly()
+            self._flow.commit()
+        elif operation in _FORGIVING:
+            self._flow.bring_to_rest()
         else:
-            self.settle()
+            self._flow.settle()
 
     def let_go(self) -> bool:
-        self._settle_quietly()
-        self._close()
+        self._flow.settle_quietly()
+        self.close()
         return True
 
     def settle(self) -> None:
-        """Have everything answered, and raise the first error that nobody has got yet. The connection is at rest
-        then. Suspends."""
-        self._drain()
-        self._raise_failed()
+        self._flow.settle()
 
-    def _settle_quietly(self) -> None:
-        try:
-            self._drain()
-        except psycopg2.Error as error:
-            if is_interruption(error):
-                raise
-            logger.warning("a pipeline could not be brought to its end: %s", error)
-        for failed in self._failed:
-            if not failed.is_told:
-                logger.info("an error in a pipeline is dropped: %s", str(failed.error(failed.cursor)).rstrip())
-        self._failed.clear()
+    def settle_quietly(self) -> None:
+        """The same; errors are only logged."""
+        self._flow.settle_quietly()
 
-    # -- libpq's pipeline mode
-
-    def _turn_on(self) -> bool:
-        """False where psycopg2 has to begin the transaction by itself."""
-        if self._channel is not None:
-            return True
-        conn = self._conn
-        status = conn._driver_status
-        is_autocommit = bool(_autocommit(conn))
-        if status not in (_READY, _BEGIN) or (
-            status == _READY and not is_autocommit and (conn._status_word is None or not driver_status.is_proven)
-        ):
-            return False
-        channel = self._idle_channel or PipelineChannel(conn, conn._gate.waiter_of(conn))
-        channel.enter()
-        # A COMMIT that was executed leaves psycopg2 without a transaction, but thinking that there is one.
-        self._syncs_each = is_autocommit or (status == _BEGIN and conn.get_transaction_status() == _IDLE)
-        self._channel = self._idle_channel = channel
-        return True
-
-    def _turn_off(self) -> None:
-        conn = self._conn
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            channel.leave()
-        self._settle_status()
-        if not conn.closed:
-            conn.poll()  # psycopg2 looks for notices and notifications; it doesn't wait
-
-    def _settle_status(self) -> None:
-        """psycopg2's status, whatever has become of BEGIN and COMMIT."""
-        conn = self._conn
-        if self._sets_status:
-            self._sets_status = False
-            word = conn._status_word
-            if word is not None and conn._driver_status == _BEGIN and conn.get_transaction_status() == _IDLE:
-                word.value = _READY
-
-    def _begin(self, channel: PipelineChannel) -> None:
-        conn = self._conn
-        word = conn._status_word
-        assert word is not None
-        channel.send(self._own(begin_of(conn).rstrip(b";\n")))
-        self._sets_status = True
-        word.value = _BEGIN
-
-    def _own(self, command: bytes) -> PipelinedStatement:
-        return PipelinedStatement(None, command, None, self)
-
-    def _drain(self) -> None:
-        channel = self._channel
-        if channel is None:
-            return
-        if channel.pending or channel.needs_sync:
-            self._wait(channel.finish)
-        if self._channel is not None:
-            self._turn_off()
-
-    def wait_for(self, statement: PipelinedStatement) -> None:
-        channel = self._channel
-        if channel is None:
-            raise psycopg2.InterfaceError("the pipeline of the statement is closed")
-        owner = self._conn._gate.owner
-        if owner is not self:
-            self._conn._gate.make_way("fetch")  # another task waits inside: refused
-        self._wait(lambda: channel.read_until(statement))
-
-    def _wait(self, transfer: Callable[[], None]) -> None:
-        """If it raises, all has been answered, or the connection is closed."""
-        conn = self._conn
-        channel = self._channel
-        assert channel is not None
-        channel.limit(conn._gate.next_deadline())
-        try:
-            with conn._gate.occupied():
-                transfer()
-        except ConnectionLost:
-            raise self._lost() from None
-        except BaseException as exception:
-            self._cancel(exception)
-            raise
-
-    def _cancel(self, exception: BaseException) -> None:
-        """The exception was thrown into a wait, or its deadline has passed: nothing may go on at the server."""
-        conn, channel = self._conn, self._channel
-        if channel is None or conn.closed:
-            return
-        # A COMMIT isn't cancelled when it is all that is left.
-        cancels = not all(statement is None or statement.query == _COMMIT for statement in channel.pending)
-        try:
-            with conn._gate.occupied():
-                channel.end(exception, cancels=cancels)
-            self._turn_off()
-        except BaseException as second:
-            self._channel = None
-            cut_off(conn, cancels=cancels)
-            self._lose_pending(channel, "the connection was closed when the pipeline was interrupted")
-            if is_interruption(second) or not isinstance(second, psycopg2.Error | ConnectionLost):
-                note_first(second, exception)
-                raise
-        finally:
-            self._failed.clear()  # the exception is what is told
-
-    def _lost(self) -> psycopg2.Error:
-        """The error for it."""
-        conn, channel = self._conn, self._channel
-        self._channel = None
-        error = self._first_error()  # the server may have said why
-        reason = "the connection was lost during a pipeline"
-        try:
-            conn.poll()
-        except psycopg2.Error as raised:
-            if is_interruption(raised):
-                raise
-            reason = str(raised).strip()
-        if not conn.closed:
-            cut_off(conn)
-        if channel is not None:
-            self._lose_pending(channel, reason)
-        self._failed.clear()
-        return error or psycopg2.OperationalError(reason)
-
-    @staticmethod
-    def _lose_pending(channel: PipelineChannel, reason: str) -> None:
-        for statement in channel.pending:
-            if statement is not None and not statement.is_over:
-                statement.lose(reason)
-        channel.pending.clear()
-
-    # -- errors
-
-    def note_failed(self, statement: PipelinedStatement) -> None:
-        """Its error is to be told by `settle()`, unless somebody asks its cursor before."""
-        self._failed.append(statement)
-
-    def _raise_failed(self) -> None:
-        error = self._first_error()
-        if error is not None:
-            raise error
-
-    def _first_error(self) -> psycopg2.Error | None:
-        failed = [statement for statement in self._failed if not statement.is_told]
-        self._failed.clear()
-        if not failed:
-            return None
-        error = failed[0].error(failed[0].cursor)
-        if others := [str(statement.index) for statement in failed[1:]]:
-            add_note(error, f"pipeline: these have failed, too: {', '.join(others[:20])}")
-        for statement in failed:
-            statement.cursor = None  # which refers to it
-        return error
-
-    # -- COMMIT
-
-    def _commit(self) -> None:
-        """In the same flush as what comes before it, for psycopg2's `commit()`, which then has nothing left to do."""
-        conn, channel = self._conn, self._channel
-        if channel is None or self._syncs_each or conn._driver_status != _BEGIN:
-            self.settle()
-            return
-        commit = self._own(_COMMIT)
-        try:
-            if not channel.is_aborted:
-                channel.send(commit)
-                self._sets_status = True
-            self._drain()
-        except ConnectionLost:
-            raise _noted(self._lost(), UNKNOWN) from None
-        except BaseException as error:
-            outcome = self._outcome(commit)
-            note_commit_outcome(error, outcome)
-            if is_interruption(error) or not isinstance(error, DeadlineExceeded) or outcome != COMMITTED:
-                raise
-            # It is done, if late: no reason to complain.
-        failure = self._first_error()
-        if failure is None and commit.command == _COMMIT:
-            return
-        if conn._driver_status == _BEGIN and not conn.closed:
-            with conn._gate.calling("rollback"):
-                extensions.connection.rollback(conn)
-        raise _noted(
-            failure
-            or psycopg2.errors.InFailedSqlTransaction(
-                "the transaction was in error, so it has been rolled back instead of committed: an error of a "
-                "statement in the pipeline was caught"
-            ),
-            ROLLED_BACK,
-        )
-
-    def _outcome(self, commit: PipelinedStatement) -> str:
-        if commit.command == _COMMIT:
-            return COMMITTED
-        return UNKNOWN if commit.is_lost or (self._conn.closed and not commit.is_over) else ROLLED_BACK
-
-
-def _noted(error: psycopg2.Error, outcome: str) -> psycopg2.Error:
-    note_commit_outcome(error, outcome)
-    return error
+    def close(self) -> None:
+        """It isn't asked any more. Doesn't suspend."""
+        self._conn._gate.close_queue()
+        self._conn._note_pipeline(is_open=False)

@@ -18,7 +18,7 @@ from .statement import PipelinedStatement
 _cursor = extensions.cursor
 _query: Any = _cursor.query.__get__
 _description: Any = _cursor.description.__get__
-_rownumber: Any = _cursor.rownumber.__get__  # type: ignore[attr-defined]
+_rownumber: Any = _cursor.rownumber.__get__
 _fetchone: Any = _cursor.fetchone
 _fetchmany: Any = _cursor.fetchmany
 _next: Any = _cursor.__next__
@@ -48,6 +48,11 @@ class PipelinedCursor(Cursor):
     def execute(self, query: Query, vars: Params = None) -> None:
         self._pipelined = None
         super().execute(query, vars)
+
+    def close(self) -> None:
+        """As psycopg2's. Until then it keeps its rows, also if its connection is closed."""
+        self._pipelined = None
+        super().close()
 
     # -- what it says of the statement
 
@@ -93,8 +98,6 @@ class PipelinedCursor(Cursor):
     # -- fetches
 
     def _answered(self, statement: PipelinedStatement) -> Any:
-        if self.closed:
-            raise psycopg2.InterfaceError("cursor already closed")
         rows = statement.wait_for_rows(self)
         if statement.casts is None:
             statement.casts = casts_of(rows, self)

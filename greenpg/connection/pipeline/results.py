@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
 from typing import Any
 
 from psycopg2 import extensions
@@ -20,11 +22,33 @@ def casts_of(rows: Rows, cursor: GuardedCursor) -> list[Any]:
     """A typecaster for each column: the cursor's, the connection's, or psycopg2's."""
     registries = [types for types in (cursor.string_types, cursor.connection.string_types, _global_types) if types]
     if len(registries) == 1:
-        return [_global_types.get(oid, _default) for oid in rows.type_oids()]
+        return [_for_null(_global_types.get(oid, _default)) for oid in rows.type_oids()]
     return [
-        next((types[oid] for types in registries if oid in types), _default)  # as psycopg2 looks for them
+        _for_null(next((types[oid] for types in registries if oid in types), _default))  # as psycopg2 looks for them
         for oid in rows.type_oids()
     ]
+
+
+#: By the typecaster's id: itself, so that it stays the one of that id, and what is called in its place.
+_callable: dict[int, tuple[Any, Any]] = {}
+
+
+def _for_null(cast: Any) -> Any:
+    """The typecaster, or what calls the Python function it was made of for NULL, too: it doesn't when called by us."""
+    found = _callable.get(id(cast))
+    if found is None:
+        function = next((each for each in gc.get_referents(cast) if isinstance(each, Callable)), None)  # type: ignore[arg-type]
+        if function is None or isinstance(function, type(_default)):  # C, or an array's base
+            made = cast
+        else:
+
+            def made(value: bytes | None, cursor: Any) -> Any:
+                return function(None, cursor) if value is None else cast(value, cursor)
+
+        if len(_callable) > 1000:  # some programs make typecasters by the request
+            _callable.clear()
+        found = _callable[id(cast)] = cast, made
+    return found[1]
 
 
 def made_row(values: list[bytes | None], casts: list[Any], cursor: GuardedCursor) -> Any:
@@ -52,10 +76,9 @@ def _column(column: tuple[bytes, int, int, int, int, int], codec: str) -> extens
     internal_size = size
     if modifier > 0:
         internal_size = modifier >> 16 if oid == _NUMERIC else modifier
-        if oid == _NUMERIC:
-            precision, scale = (modifier >> 16) & 0xFFFF, modifier & 0xFFFF
+    if oid == _NUMERIC:  # 65535 where there is no modifier, as psycopg2 has it
+        precision, scale = (modifier >> 16) & 0xFFFF, modifier & 0xFFFF
     made: Any = extensions.Column
-    column: extensions.Column = made(
+    return made(  # type: ignore[no-any-return]
         name.decode(codec), oid, None, internal_size, precision, scale, None, table or None, table_column or None
     )
-    return column

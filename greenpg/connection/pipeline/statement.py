@@ -88,7 +88,9 @@ class PipelinedStatement:
             self._failure = psycopg2.ProgrammingError, "can't execute an empty query"
             self._queue.note_failed(self)
         else:
-            self._failure = libpq.copied_out(address)
+            self._failure = failure = libpq.copied_out(address)
+            if "sqlstate" not in failure.diagnostics:  # libpq's own: it has lost the connection
+                self.lose(failure.message.decode("utf-8", "replace"))
             self._queue.note_failed(self)
 
     def lose(self, reason: str) -> None:
