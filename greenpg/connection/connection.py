@@ -12,7 +12,7 @@ from psycopg2 import extensions
 from .cancel import request_cancel
 from .composing import adopt, compose, stacked
 from .connect.dsn import SECRETS
-from .cursor import Cursor, ServerCursor
+from .cursor import Cursor, PreparingCursor, ServerCursor
 from .deadlines import DeadlineBlock, checked_seconds
 from .gate import Occupant
 from .guarded_cursor import Params, Query
@@ -20,6 +20,7 @@ from .interrupting import throw_out
 from .lender import Lender
 from .lobject import LargeObjectMixin
 from .pipeline.pipeline import Pipeline, PipelineQueue
+from .prepared.statements import checked_threshold
 from .remains import ENDING_TIMEOUT, INTERRUPTION_GRACE
 from .replication import ReplicationCursor, is_replication_cursor
 from .transaction import IsolationLevel, Transaction
@@ -63,6 +64,7 @@ class Connection(LargeObjectMixin, NotifyWaits):
     #: What goes on top of greenpg's cursors: a log's class, and a tracing's; and what comes of that.
     _log_cursor: type[Cursor] | None = None
     _tracing_cursor: type[Cursor] | None = None
+    _prepare_threshold: int | None = None
     _client_cursor: type[Cursor] = Cursor
     _server_cursor: type[ServerCursor] = ServerCursor
 
@@ -78,7 +80,25 @@ class Connection(LargeObjectMixin, NotifyWaits):
 
     def _choose_cursors(self) -> None:
         on_top = tuple(filter(None, (self._log_cursor, self._tracing_cursor)))
-        self._client_cursor, self._server_cursor = stacked(on_top, Cursor), stacked(on_top, ServerCursor)
+        preparing = () if self._prepare_threshold is None else (PreparingCursor,)
+        self._client_cursor, self._server_cursor = stacked(on_top + preparing, Cursor), stacked(on_top, ServerCursor)
+
+    @property
+    def prepare_threshold(self) -> int | None:
+        """After how many executions a statement is prepared, on cursors that are made from now on; as psycopg 3's.
+
+        None (default): only with `execute(prepare=True)`; 0: at once. Up to `prepared_max` statements are kept. Behind
+        a pooler, which is noticed, nothing is prepared.
+        """
+        return self._prepare_threshold
+
+    @prepare_threshold.setter
+    def prepare_threshold(self, executions: int | None) -> None:
+        if executions == self._prepare_threshold:
+            return
+        self._prepare_threshold = None if executions is None else checked_threshold(executions)
+        self._has_altered_settings = True
+        self._choose_cursors()
 
     def _note_statement(self, statement: Any) -> None:
         self._last_statement = statement
@@ -204,10 +224,13 @@ class Connection(LargeObjectMixin, NotifyWaits):
         """Itself: psycopg2.extras takes whatever has `execute()` for a cursor, and asks it for its connection."""
         return self
 
-    def execute(self, query: Query, vars: Params = None) -> Cursor:
+    def execute(self, query: Query, vars: Params = None, *, prepare: bool | None = None) -> Cursor:
         """A new cursor that has executed the statement, as psycopg 3's. Suspends; raises as `cursor.execute()`."""
         cur = self.cursor()
-        cur.execute(query, vars)
+        if prepare is None:
+            cur.execute(query, vars)
+        else:
+            cur.execute(query, vars, prepare=prepare)
         return cur
 
     @overload  # type: ignore[override]  # of a named cursor psycopg2's type stubs know no class of its own

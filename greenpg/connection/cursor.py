@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import psycopg2
@@ -16,6 +17,7 @@ from .bulk.executemany import run_pages
 from .bulk.fetchall import BIG_ROWS, fetch_in_turns, iterate_in_turns
 from .guarded_cursor import Params, Query, Row
 from .lazy_begin import execute_first
+from .prepared.preparing import execute_prepared
 from .rows import DictFetches
 
 _cursor = extensions.cursor
@@ -38,16 +40,25 @@ class Cursor(DictFetches, FileCopyMixin):
 
     # Calls go to psycopg2's C class directly: this class always stands just above it (see composing.py).
 
-    def execute(self, query: Query, vars: Params = None) -> None:
+    def execute(self, query: Query, vars: Params = None, *, prepare: bool | None = None) -> None:
         """Execute a statement, as psycopg2's: `vars` are merged into it. Suspends.
 
         BEGIN is sent along with the first statement of a transaction.
+
+        `prepare`, as psycopg 3's: True has the server keep the statement's plan, for all executions of the same query
+        with arguments of the same types on this connection (SQL's PREPARE, a round trip once, and EXECUTE, which
+        `query` shows); None (default): after `conn.prepare_threshold` executions, if that is set; False: not. Where it
+        wouldn't do the same (several commands, AsIs, tuples, placeholders in quotes ...), and in a pipeline, it's
+        executed in the ordinary way. After a change of the schema, `psycopg2.errors.FeatureNotSupported` may come once
+        in a transaction that has done something before: repeat it.
         """
+        if prepare:
+            return execute_prepared(self, query, vars, partial(Cursor.execute, self), 0)
         # `with gate.calling("execute"):` spelled out, because of its cost
         conn = self.connection
         gate = conn._gate
         if gate.owner is not None and gate.takes_over(self, query, vars):
-            return
+            return None
         outer_call = gate.call
         gate.call = "execute"
         try:
@@ -64,6 +75,7 @@ class Cursor(DictFetches, FileCopyMixin):
             gate.call = outer_call
             if gate.interruption is not None:
                 gate.leave(outer_call)
+        return None
 
     def copy(self, statement: Query, params: Params = None) -> Copy:
         """`with cur.copy("COPY ...") as copy`: a COPY whose data the program writes or reads by itself, as psycopg 3's.
@@ -108,10 +120,20 @@ class Cursor(DictFetches, FileCopyMixin):
             return _cursor.callproc(self, procname, parameters)
 
 
+class PreparingCursor(Cursor):
+    """Goes on top of a cursor whose connection has a `prepare_threshold`."""
+
+    def execute(self, query: Query, vars: Params = None, *, prepare: bool | None = None) -> None:
+        threshold = 0 if prepare else self.connection.prepare_threshold
+        if prepare is False or threshold is None or self.name is not None:
+            return super().execute(query, vars)
+        return execute_prepared(self, query, vars, super().execute, threshold)
+
+
 class ServerCursor(Cursor):
     """psycopg2's named cursor: its fetches talk to the server, so they are guarded as well."""
 
-    def execute(self, query: Query, vars: Params = None) -> None:
+    def execute(self, query: Query, vars: Params = None, *, prepare: bool | None = None) -> None:
         """DECLARE the cursor, as psycopg2's, which begins a transaction if there is none. Suspends."""
         with self.connection._gate.calling("execute"):
             _execute(self, query, vars)

@@ -18,6 +18,7 @@ from ..hubs import hub
 from .blocks import Blocks, forbid_autocommit_inside, forbid_inside, forbid_inside_transaction
 from .deadlines import rollback_deadline
 from .gate import BusyGate
+from .prepared.statements import PreparedStatements
 from .session_settings import SessionSettings
 
 _connection = extensions.connection
@@ -74,6 +75,17 @@ class GuardedConnection(_connection):
     def _gate(self) -> BusyGate:
         # Made when it is first asked for, lest a subclass with an __init__ or __new__ of its own has none.
         return BusyGate()
+
+    #: Prepared statements that are kept on the connection; the one that wasn't used for the longest time makes way.
+    prepared_max: int = 100
+
+    @functools.cached_property
+    def _prepared(self) -> PreparedStatements:
+        return PreparedStatements()
+
+    @property
+    def prepare_threshold(self) -> int | None:
+        return None
 
     @functools.cached_property
     def _blocks(self) -> Blocks:
@@ -210,6 +222,7 @@ class GuardedConnection(_connection):
         forbid_inside(self, "reset")
         self._transactions_ended += 1
         with self._gate.calling("reset"):
+            self._prepared.forget_all()
             self._has_altered_settings = True
             _connection.reset(self)
 

@@ -76,6 +76,7 @@ class ManagedPool(Generic[ConnT]):
     check_idle = _Option[float]()
     statement_deadline = _Option[float | None]()
     leak_after = _Option[float | None]()
+    prepare_threshold = _Option[int | None]()
 
     _default_min_size = 4
     _keeps_idle = True
@@ -107,6 +108,7 @@ class ManagedPool(Generic[ConnT]):
         histograms: bool = False,
         leak_after: float | None = None,
         on_event: OnEvent = None,
+        prepare_threshold: int | None = None,
     ) -> None:
         sizes = self._check_size(self._default_min_size if min_size is None else min_size, max_size)
         options = PoolOptions(
@@ -129,6 +131,7 @@ class ManagedPool(Generic[ConnT]):
             check_idle=check_idle,
             statement_deadline=statement_deadline,
             leak_after=leak_after,
+            prepare_threshold=prepare_threshold,
         )
         self._core = PoolCore(
             self,

@@ -71,6 +71,8 @@ class ConnectionPool(ManagedPool[ConnT]):
     - `check_idle` (30): a connection that was idle for longer is pinged before it is lent. Any that was idle at all
       gets a look at its socket, which costs no round trip.
     - `statement_deadline` (None: no limit): how long each statement may take, see `Connection.deadline()`.
+    - `prepare_threshold` (None: never): after how many executions on a connection a statement is prepared there, see
+      `Connection.prepare_threshold`. psycopg 3's default is 5.
     - `histograms` (False): count waiting and holding times for `get_histograms()`.
     - `leak_after` (None: off): a connection that is held for longer is reported in the log, with its holder and the
       stack where it was taken.

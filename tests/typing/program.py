@@ -203,6 +203,14 @@ def pipelines(conn: Connection, pool: ConnectionPool) -> None:
     conn.rollback()
     with pool.pipeline(timeout=10.0) as pipeline:
         pipeline.execute("SELECT 1")
+    assert_type(conn.prepare_threshold, "int | None")
+    conn.prepare_threshold = 5
+    assert_type(conn.prepared_max, int)
+    assert_type(conn.execute("SELECT %s", (1,), prepare=True), Cursor)
+    cur.execute("SELECT %s", (1,), prepare=False)
+    conn.prepare_threshold = None
+    conn.rollback()
+    assert_type(pool.prepare_threshold, "int | None")
     assert issubclass(errors.PipelineAborted, psycopg2.OperationalError)
 
 

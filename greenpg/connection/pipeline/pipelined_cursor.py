@@ -45,9 +45,9 @@ class PipelinedCursor(Cursor):
             return None
         return pipelined[1]
 
-    def execute(self, query: Query, vars: Params = None) -> None:
+    def execute(self, query: Query, vars: Params = None, *, prepare: bool | None = None) -> None:
         self._pipelined = None
-        super().execute(query, vars)
+        super().execute(query, vars, prepare=prepare)
 
     def close(self) -> None:
         """As psycopg2's. Until then it keeps its rows, also if its connection is closed."""
