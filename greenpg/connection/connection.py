@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, overload
 
 import psycopg2
@@ -19,7 +19,8 @@ from .guarded_cursor import Params, Query
 from .interrupting import throw_out
 from .lender import Lender
 from .lobject import LargeObjectMixin
-from .pipeline.pipeline import Pipeline, PipelineQueue
+from .pipeline.pipeline import Pipeline, pipeline_of
+from .pipeline.rows import Batch, execute_rows
 from .prepared.statements import checked_threshold
 from .remains import ENDING_TIMEOUT, INTERRUPTION_GRACE
 from .replication import ReplicationCursor, is_replication_cursor
@@ -146,8 +147,12 @@ class Connection(LargeObjectMixin, NotifyWaits):
         `transaction()`. `execute()` suspends now and then, when there is much to send. Large results are better fetched
         outside: each value costs a call. Raises `errors.LibpqUnavailable` where psycopg2 runs on a libpq before 14.
         """
-        queue = self._gate.queue
-        return queue.pipeline if isinstance(queue, PipelineQueue) else Pipeline(self)
+        return pipeline_of(self)
+
+    def _execute_rows(
+        self, cursor: Any, query: Query, rows: Iterable[Any], each_by_itself: bool, keeps: bool, before: tuple[int, int]
+    ) -> Batch:
+        return execute_rows(self, cursor, query, rows, each_by_itself, keeps, before)
 
     def close(self) -> None:
         """Close the connection, as psycopg2's; or return it, if a pool made with `close_returns` has lent it.

@@ -13,7 +13,7 @@ from ..errors.sqlstate import name_by_sqlstate
 from .bulk.copy import Copy
 from .bulk.copy_channel import end_stray_copy
 from .bulk.copy_file import FileCopyMixin
-from .bulk.executemany import run_pages
+from .bulk.executemany import run_pages, run_returning
 from .bulk.fetchall import BIG_ROWS, fetch_in_turns, iterate_in_turns
 from .guarded_cursor import Params, Query, Row
 from .lazy_begin import execute_first
@@ -28,6 +28,7 @@ _fetchall = _cursor.fetchall
 _rowcount: Any = _cursor.rowcount.__get__
 
 S = TypeVar("S", bound="ServerCursor")
+T = TypeVar("T", bound="Cursor")
 
 
 class Cursor(DictFetches, FileCopyMixin):
@@ -85,12 +86,15 @@ class Cursor(DictFetches, FileCopyMixin):
         """
         return Copy(self, statement, params)
 
-    def executemany(self, query: Query, vars_list: Iterable[Params]) -> None:
+    def executemany(self, query: Query, vars_list: Iterable[Params], *, returning: bool = False) -> None:
         """Run the statement with each row of arguments in turn, as psycopg2's, but in few round trips. Suspends.
 
         In a transaction the statements are sent by pages of up to 1000 rows or 1 MB, taken from `vars_list` (which may
-        be a generator) a page at a time. In autocommit, where each row is a transaction of its own, and for a query of
-        several commands, they're sent one by one, as psycopg2 does.
+        be a generator) a page at a time. In autocommit each row is a transaction of its own, and none is executed after
+        one that fails. A query of several commands, or (in autocommit) of another kind than INSERT, UPDATE, DELETE,
+        MERGE and SELECT, is sent row by row, as psycopg2 does.
+
+        `returning=True`, as psycopg 3's, keeps each row's result: `for _ in cur.results(): cur.fetchone()`.
 
         An error is psycopg2's, and has the `row_index`, counted from 0 (None if the server didn't say), also told in a
         note from Python 3.11 on; its position is that in the row's own statement. A generator, or an adapter, that uses
@@ -99,10 +103,23 @@ class Cursor(DictFetches, FileCopyMixin):
         page.
         """
         try:
-            run_pages(self, query, vars_list)
+            if returning:
+                run_returning(self, query, vars_list)
+            else:
+                run_pages(self, query, vars_list)
         except psycopg2.DatabaseError as error:
             name_by_sqlstate(error)
             raise error
+
+    def results(self: T) -> Iterator[T]:
+        """The cursor itself, once for each result of `executemany(returning=True)`, each time showing the next one; as
+        psycopg 3's. Once after anything else. Doesn't suspend."""
+        yield self
+        while self._has_next_set():
+            yield self
+
+    def _has_next_set(self) -> bool:
+        return False
 
     def fetchall(self) -> list[Row]:
         """The remaining rows, as psycopg2's. With 1000 rows or more it lets other tasks run every few milliseconds."""

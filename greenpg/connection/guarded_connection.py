@@ -105,6 +105,12 @@ class GuardedConnection(_connection):
         status = int(_get_status(self))
         return _BEGIN if status == _READY and self._blocks else status
 
+    def _execute_rows(
+        self, cursor: Any, query: Any, rows: Any, each_by_itself: bool, keeps: bool, before: tuple[int, int]
+    ) -> Any:
+        """Rows of `executemany()` through a pipeline: see pipeline/rows.py, which needs this file."""
+        raise NotImplementedError
+
     # -- settings
 
     autocommit: bool = _guarded_attribute("autocommit", check=forbid_autocommit_inside)

@@ -149,8 +149,8 @@ class LoggedStatements(Cursor):
     def execute(self, query: Query, vars: Params = None, *, prepare: bool | None = None) -> None:
         self._log("execute", query, vars, prepare=prepare)
 
-    def executemany(self, query: Query, vars_list: Iterable[Params]) -> None:
-        self._log("executemany", query, vars_list)
+    def executemany(self, query: Query, vars_list: Iterable[Params], *, returning: bool = False) -> None:
+        self._log("executemany", query, vars_list, returning=returning)
 
     def callproc(self, procname: str | bytes, parameters: Params = None) -> None:
         self._log("callproc", procname, parameters)

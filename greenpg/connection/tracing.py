@@ -199,8 +199,8 @@ class TracedStatements(Cursor):
     def callproc(self, procname: str | bytes, parameters: Params = None, /) -> None:
         self._traced("query", super().callproc, procname, parameters)
 
-    def executemany(self, query: Query, vars_list: Iterable[Params]) -> None:
-        self._traced("batch", super().executemany, query, vars_list)
+    def executemany(self, query: Query, vars_list: Iterable[Params], *, returning: bool = False) -> None:
+        self._traced("batch", super().executemany, query, vars_list, returning=returning)
 
     def copy_from(self, file: Any, table: str, *args: Any, **kwargs: Any) -> None:
         self._traced("copy", super().copy_from, file, table, *args, shown=f"COPY {table} FROM STDIN", **kwargs)

@@ -209,6 +209,9 @@ def pipelines(conn: Connection, pool: ConnectionPool) -> None:
     assert_type(conn.execute("SELECT %s", (1,), prepare=True), Cursor)
     cur.execute("SELECT %s", (1,), prepare=False)
     conn.prepare_threshold = None
+    cur.executemany("SELECT %s", [(1,), (2,)], returning=True)
+    for each in cur.results():
+        assert_type(each, Cursor)
     conn.rollback()
     assert_type(pool.prepare_threshold, "int | None")
     assert issubclass(errors.PipelineAborted, psycopg2.OperationalError)

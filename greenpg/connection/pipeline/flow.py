@@ -55,7 +55,9 @@ class Flow:
         self._syncs_each = False
         #: psycopg2's status has been set to BEGIN, which it is only if nothing goes wrong.
         self._sets_status = False
-        self._count = 0
+        #: Nothing is put between the statements: they begin and commit by themselves.
+        self.is_plain = False
+        self._count = self._sent = 0
         #: Statements whose error nobody has got yet.
         self._failed: list[PipelinedStatement] = []
 
@@ -63,10 +65,15 @@ class Flow:
     def connection(self) -> GuardedConnection:
         return self._conn
 
-    def send(self, cursor: PipelinedCursor, statement: bytes) -> None:
-        """Send it, for the cursor, or have it sent with others. Suspends now and then.
+    def made(self, cursor: PipelinedCursor, statement: bytes) -> PipelinedStatement:
+        """The next statement of the block."""
+        self._count += 1
+        return PipelinedStatement(self._count - 1, statement, cursor, self)
 
-        Raises `PipelineAborted` if the server would pass over it. `turn_on()` comes first.
+    def send(self, *statements: PipelinedStatement) -> None:
+        """Send them, or have them sent with others. Suspends now and then.
+
+        Raises `PipelineAborted` if the server would pass over them. `turn_on()` comes first.
         """
         channel = self._channel
         assert channel is not None
@@ -75,20 +82,19 @@ class Flow:
                 "the statement was not sent, because one before it in the pipeline has failed: call sync() or "
                 "rollback() first"
             )
-        sent = PipelinedStatement(self._count, statement, cursor, self)
         try:
-            if self._conn._driver_status == _READY and not self._syncs_each:
+            if self._conn._driver_status == _READY and not self._syncs_each and not self.is_plain:
                 self._begin(channel)
-            channel.send(sent)
+            for statement in statements:
+                channel.send(statement)
             if self._syncs_each:
                 channel.sync()
         except ConnectionLost:
             raise self._lost() from None
-        self._count += 1
-        cursor._show(sent)
+        self._sent += 1
         if channel.is_full:
             self._wait(channel.flush)
-        elif not self._count & 31:
+        elif not self._sent & 31:
             channel.breathe()
 
     def count(self) -> None:
@@ -118,10 +124,12 @@ class Flow:
 
     # -- libpq's pipeline mode
 
-    def turn_on(self) -> bool:
-        """False where psycopg2 has to begin the transaction by itself."""
+    def turn_on(self, *, is_plain: bool = False) -> bool:
+        """False where psycopg2 has to begin the transaction by itself. Suspends if it's on in the other way."""
         if self._channel is not None:
-            return True
+            if self.is_plain == is_plain:
+                return True
+            self.settle()
         conn = self._conn
         status = conn._driver_status
         is_autocommit = bool(_autocommit(conn))
@@ -132,7 +140,8 @@ class Flow:
         channel = self._idle_channel or PipelineChannel(conn, conn._gate.waiter_of(conn))
         channel.enter()
         # A COMMIT that was executed leaves psycopg2 without a transaction, but thinking that there is one.
-        self._syncs_each = is_autocommit or (status == _BEGIN and conn.get_transaction_status() == _IDLE)
+        has_no_transaction = is_autocommit or (status == _BEGIN and conn.get_transaction_status() == _IDLE)
+        self.is_plain, self._syncs_each = is_plain, has_no_transaction and not is_plain
         self._channel = self._idle_channel = channel
         return True
 
@@ -142,7 +151,7 @@ class Flow:
         if channel is not None:
             channel.leave()
         self._settle_status()
-        self._syncs_each = False
+        self._syncs_each = self.is_plain = False
         if not conn.closed:
             conn.poll()  # psycopg2 looks for notices and notifications; it doesn't wait
 
@@ -251,6 +260,10 @@ class Flow:
     def note_failed(self, statement: PipelinedStatement) -> None:
         """Its error is to be told by `settle()`, unless somebody asks its cursor before."""
         self._failed.append(statement)
+
+    def forget_failed(self) -> None:
+        """Somebody else tells their errors."""
+        self._failed.clear()
 
     def _first_error(self) -> psycopg2.Error | None:
         failed = [statement for statement in self._failed if not statement.is_told]

@@ -109,42 +109,57 @@ class PipelineQueue(Queue):
 
     def __init__(self, conn: GuardedConnection, pipeline: Pipeline[Any]) -> None:
         self._conn = conn
-        self._flow = Flow(conn)
+        self.flow = Flow(conn)
         #: Whose it is.
         self.pipeline = pipeline
 
     def queue(self, cursor: Any, query: Any, vars: Any) -> bool:
-        conn = self._conn
+        conn, flow = self._conn, self.flow
         pipelined = as_pipelined(cursor)
         statement = None if pipelined is None or cursor.closed or conn.closed else merged(conn, cursor, query, vars)
-        if pipelined is None or statement is None or goes_alone(statement) or not self._flow.turn_on():
-            self._flow.settle()
-            self._flow.count()
+        if pipelined is None or statement is None or goes_alone(statement) or not flow.turn_on():
+            flow.settle()
+            flow.count()
             return False
-        self._flow.send(pipelined, statement)
+        sent = flow.made(pipelined, statement)
+        flow.send(sent)
+        pipelined._show(sent)
         return True
 
     def make_way(self, operation: str) -> None:
         if operation == "commit":
-            self._flow.commit()
+            self.flow.commit()
         elif operation in _FORGIVING:
-            self._flow.bring_to_rest()
+            self.flow.bring_to_rest()
         else:
-            self._flow.settle()
+            self.flow.settle()
 
     def let_go(self) -> bool:
-        self._flow.settle_quietly()
+        self.flow.settle_quietly()
         self.close()
         return True
 
     def settle(self) -> None:
-        self._flow.settle()
+        self.flow.settle()
 
     def settle_quietly(self) -> None:
         """The same; errors are only logged."""
-        self._flow.settle_quietly()
+        self.flow.settle_quietly()
 
     def close(self) -> None:
         """It isn't asked any more. Doesn't suspend."""
         self._conn._gate.close_queue()
         self._conn._note_pipeline(is_open=False)
+
+
+def pipeline_of(conn: C) -> Pipeline[C]:
+    """The one that is open, or a new one. Doesn't suspend."""
+    queue = conn._gate.queue
+    return queue.pipeline if isinstance(queue, PipelineQueue) else Pipeline(conn)
+
+
+def flow_of(conn: GuardedConnection) -> Flow:
+    """Of the pipeline that is open."""
+    queue = conn._gate.queue
+    assert isinstance(queue, PipelineQueue)
+    return queue.flow

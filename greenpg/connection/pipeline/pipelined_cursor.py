@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, TypeVar
 
 import psycopg2
 from psycopg2 import extensions
+from psycopg2.extras import DictCursorBase
 
 from ..bulk.pacing import Pacer
 from ..composing import adopt
@@ -27,14 +29,30 @@ _next: Any = _cursor.__next__
 _CHUNK_ROWS = 200
 
 
+T = TypeVar("T", bound="PipelinedCursor")
+
+
 class PipelinedCursor(Cursor):
     """The class that a cursor gets when it executes a statement in a pipeline. Outside of one it is as before."""
 
     # _statement, and psycopg2's own query of that time: another one means that psycopg2 has executed something since.
     _pipelined: tuple[Any, PipelinedStatement] | None = None
 
+    #: Of executemany(): the statements that come after the one that is shown; the sum of row counts, until another one
+    #: is shown.
+    _next_sets: list[PipelinedStatement] | None = None
+    _total: int | None = None
+
     def _show(self, statement: PipelinedStatement) -> None:
         self._pipelined = (_query(self), statement)
+
+    def _show_sets(self, statements: list[PipelinedStatement], total: int) -> None:
+        """The first of them; `nextset()` and `results()` go on."""
+        self._next_sets = statements[:0:-1]
+        self._total = total
+        self._show(statements[0])
+        if isinstance(self, DictCursorBase):  # psycopg2's executemany() never has rows, so it isn't told
+            self.__dict__.update(_query_executed=True, column_mapping=[], index=OrderedDict())
 
     def _shown(self) -> PipelinedStatement | None:
         pipelined = self._pipelined
@@ -46,8 +64,12 @@ class PipelinedCursor(Cursor):
         return pipelined[1]
 
     def execute(self, query: Query, vars: Params = None, *, prepare: bool | None = None) -> None:
-        self._pipelined = None
+        self._pipelined = self._next_sets = self._total = None
         super().execute(query, vars, prepare=prepare)
+
+    def executemany(self, query: Query, vars_list: Iterable[Params], *, returning: bool = False) -> None:
+        self._pipelined = self._next_sets = self._total = None
+        super().executemany(query, vars_list, returning=returning)
 
     def close(self) -> None:
         """As psycopg2's. Until then it keeps its rows, also if its connection is closed."""
@@ -67,6 +89,8 @@ class PipelinedCursor(Cursor):
         statement = self._shown()
         if statement is None:
             return super().rowcount
+        if self._total is not None:
+            return self._total
         statement.wait(self)
         return statement.rowcount
 
@@ -156,6 +180,21 @@ class PipelinedCursor(Cursor):
         if row is None:
             raise StopIteration
         return row
+
+    def nextset(self) -> bool | None:  # type: ignore[override]  # psycopg2 has none
+        """Go to the next row's result after `executemany(returning=True)`, as psycopg 3's; None if there is none."""
+        self._total = None
+        if self._shown() is None or not self._next_sets:
+            return None
+        self._show(self._next_sets.pop())
+        return True
+
+    def results(self: T) -> Iterator[T]:
+        self._total = None
+        return super().results()
+
+    def _has_next_set(self) -> bool:
+        return bool(self.nextset())
 
     def scroll(self, value: int, mode: Literal["relative", "absolute"] = "relative") -> None:
         """Move to another row, as psycopg2's. Suspends as `fetchone()` does."""

@@ -103,6 +103,11 @@ class PipelinedStatement:
         """Nobody knows what has become of it."""
         return isinstance(self._failure, tuple) and self._failure[0] is psycopg2.OperationalError
 
+    @property
+    def has_failed(self) -> bool:
+        """By itself, not because one before it has."""
+        return self._failure is not None
+
     def wait(self, cursor: Any) -> None:
         """For its answer. Suspends if that isn't there. Raises the statement's error if nobody has got it yet."""
         if not self.is_over:
@@ -128,10 +133,13 @@ class PipelinedStatement:
         else:
             error_class, text = self._failure or (PipelineAborted, _PASSED_OVER)
             error = error_class(text)
+        self._describe(error)
+        return error
+
+    def _describe(self, error: psycopg2.Error) -> None:
         if self.index is not None:
             set_attribute(error, "statement_index", self.index)
             add_note(error, f"pipeline: statement {self.index}, counted from 0")
-        return error
 
 
 def add_note(error: BaseException, note: str) -> None:
