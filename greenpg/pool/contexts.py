@@ -23,6 +23,7 @@ from ..hubs import hub
 from .core import PoolCore
 from .health import READY
 from .lending import lend
+from .multiplex import ELSEWHERE
 from .options import ConnT
 from .returning import give_back, note_error
 from .slot import Slot
@@ -232,6 +233,10 @@ def run_one_shot(
 
     On a connection whose BEGIN says more than that (its isolation level ...) it's a transaction, which takes two.
     """
+    if core.multiplexer is not None and cursor_factory is None:
+        shared: T = core.multiplexer.run(core, query, vars, fetch)
+        if shared is not ELSEWHERE:
+            return shared
     slot = lend(core, timeout)
     conn, is_done = slot.conn, False
     try:

@@ -20,6 +20,7 @@ from .ledger import Ledger
 from .lifecycle import close_pool, open_pool, survive_forks, wait_until_filled
 from .listening import Listening
 from .loans import Loan, loans_of
+from .multiplex import Multiplexer, checked_multiplex
 from .options import (
     ConnectKwargs,
     Conninfo,
@@ -109,6 +110,7 @@ class ManagedPool(Generic[ConnT]):
         leak_after: float | None = None,
         on_event: OnEvent = None,
         prepare_threshold: int | None = None,
+        multiplex: int = 0,
     ) -> None:
         sizes = self._check_size(self._default_min_size if min_size is None else min_size, max_size)
         options = PoolOptions(
@@ -143,6 +145,8 @@ class ManagedPool(Generic[ConnT]):
             tracers=checked_tracers(on_event),
         )
         self._listening = Listening(self._core)
+        if checked_multiplex(multiplex, sizes[1], options):
+            self._core.multiplex_by(Multiplexer(multiplex))
         survive_forks(self._core)
         if open:
             self.open()
@@ -187,6 +191,8 @@ class ManagedPool(Generic[ConnT]):
         """
         check_not_negative(timeout=timeout)
         deadline = self._core.now() + timeout
+        if self._core.multiplexer is not None:
+            self._core.multiplexer.stop(deadline)
         close_pool(self._core, timeout)
         self._listening.close(max(deadline - self._core.now(), 0.0))
 

@@ -73,6 +73,12 @@ class ConnectionPool(ManagedPool[ConnT]):
     - `statement_deadline` (None: no limit): how long each statement may take, see `Connection.deadline()`.
     - `prepare_threshold` (None: never): after how many executions on a connection a statement is prepared there, see
       `Connection.prepare_threshold`. psycopg 3's default is 5.
+    - `multiplex` (0: off): so many connections, less than `max_size`, are shared by `execute()`, `fetchone()`,
+      `fetchall()` and `fetchval()`: the statements of all tasks go out together, each committed by itself. Behind one
+      that runs for more than 20 ms nothing is queued: then, and for what isn't a plain SELECT, INSERT, UPDATE, DELETE
+      or MERGE, or has a large result, the rest of the pool is used. A kill or a deadline comes out at once, but the
+      statement goes on. Not with a `reset`; functions that change the session (settings, advisory locks) must not be
+      called then, if greenpg can't see them in the statement.
     - `histograms` (False): count waiting and holding times for `get_histograms()`.
     - `leak_after` (None: off): a connection that is held for longer is reported in the log, with its holder and the
       stack where it was taken.

@@ -76,6 +76,12 @@ class PipelineChannel(Channel):
 
     # -- waits; all suspend
 
+    def take_in(self) -> None:
+        """Hand out the answers that have come. Doesn't suspend."""
+        self._take_in()
+        while self._checked(self._reader.read()) == MORE:
+            pass
+
     def limit(self, deadline: float | None) -> None:
         """Of what is waited for next."""
         self._deadline = deadline

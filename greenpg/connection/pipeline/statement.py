@@ -14,6 +14,7 @@ from ...libpq.pipeline import Rows
 from ..server_errors import error_of
 
 NO_RESULTS = "no results to fetch"
+_FATAL = frozenset({b"FATAL", b"PANIC"})
 _PASSED_OVER = "the statement was not executed: one before it in the pipeline has failed"
 
 
@@ -102,6 +103,17 @@ class PipelinedStatement:
     def is_lost(self) -> bool:
         """Nobody knows what has become of it."""
         return isinstance(self._failure, tuple) and self._failure[0] is psycopg2.OperationalError
+
+    @property
+    def rowcount_is_known(self) -> bool:
+        """It has been executed."""
+        return self.is_over and self._failure is None and not self._passed_over
+
+    @property
+    def is_fatal(self) -> bool:
+        """The server ends the connection."""
+        failure = self._failure
+        return isinstance(failure, libpq.Result) and failure.diagnostics.get("severity_nonlocalized") in _FATAL
 
     @property
     def has_failed(self) -> bool:
