@@ -23,7 +23,7 @@ demo: $(VENV)/demo  ## a web app on a PostgreSQL of its own, at http://127.0.0.1
 	@$(BIN)/greenpg demo --port $(PORT)
 
 test: $(VENV)/test  ## the tests on all three hubs, with a PostgreSQL of their own (PYTHON=python3.13 for another Python)
-	@for hub in $(HUBS); do $(BIN)/pytest --hub=$$hub || exit 1; done
+	@$(BIN)/python tools/test_hubs.py "$(HUBS:threads=threads/each threads/once)" -q
 	@echo "left out: psycopg2's own suite (make psycopg2-suite), SQLAlchemy's (make sqlalchemy-suite), those of the libraries in greenpg.compat (make compat-suites), most of Django's (make django-suite)"
 
 # Those whose transactions begin with the first statement.
@@ -36,7 +36,7 @@ $(HUBS:%=test-%): test-%: $(VENV)/test
 	$(BIN)/pytest --hub=$*
 
 test-quick: $(VENV)/test  ## the quick ones of the tests, on two hubs, in less than half a minute: for use while working
-	@for hub in $(QUICK_HUBS); do $(BIN)/pytest --hub=$$hub --quick -q || exit 1; done
+	@$(BIN)/python tools/test_hubs.py "$(QUICK_HUBS)" --quick -q
 
 slow-tests: $(VENV)/test  ## measure anew which tests `make test-quick` leaves out
 	rm -f tests/slow_tests.txt

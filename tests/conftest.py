@@ -17,6 +17,7 @@ HUBS = ("gevent", "eventlet", "threads")
 def pytest_addoption(parser):
     parser.addoption("--hub", choices=HUBS, default="gevent", help="the hub to run the tests on")
     parser.addoption("--quick", action="store_true", help="leave out the tests of tests/slow_tests.txt")
+    parser.addoption("--part", choices=("each", "once"), help="what runs on each hub, or on this hub only")
     parser.addoption("--note-slow", action="store_true", help="add to tests/slow_tests.txt what is slow in this run")
     parser.addoption("--dsn", help="a PostgreSQL to test with (a superuser's DSN); default: the embedded one")
 
@@ -50,12 +51,15 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    hub = config.getoption("--hub")
+    hub, part = config.getoption("--hub"), config.getoption("--part")
     left_out = slow.known() if config.getoption("--quick") else set()
     selected, others = [], []
     for item in items:
         marker = item.get_closest_marker("only_hub")
-        is_chosen = (marker is None or hub in marker.args) and slow.name_of(item.nodeid) not in left_out
+        hubs = HUBS if marker is None else marker.args
+        is_chosen = hub in hubs and slow.name_of(item.nodeid) not in left_out
+        if part is not None:
+            is_chosen = is_chosen and (part == "once") == (hubs == (hub,))
         (selected if is_chosen else others).append(item)
     if others:
         config.hook.pytest_deselected(items=others)
@@ -189,6 +193,29 @@ def guard(hub_name, request):
     with Guard() as running:
         yield running
     assert not running.stalls, f"the hub was blocked for {[f'{stall * 1000:.0f} ms' for stall in running.stalls]}"
+
+
+@pytest.fixture(scope="session")
+def watch(hub_name):
+    """Sees tasks being left in what says that it doesn't suspend."""
+    if hub_name == "threads":
+        yield None
+        return
+    from quiet import Watch
+
+    running = Watch()
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(autouse=True)
+def promises(watch):
+    """Fails the test in which something suspended that says that it doesn't."""
+    yield
+    if watch is not None:
+        broken, watch.broken = watch.broken, []
+        assert not broken, f"these suspended: {sorted(set(broken))}"
 
 
 @pytest.fixture

@@ -431,16 +431,27 @@ conn.execute("SELECT 1")
 conn.rollback()
 print(driver_status.is_proven, driver_status.reason)
 """
+ONE_SHOTS_ONLY = """
+import greenpg
+from greenpg.driver import driver_status
+greenpg.patch("threads")
+with greenpg.ConnectionPool({dsn!r}, min_size=1, max_size=1) as pool:
+    pool.execute("VACUUM pg_class")  # no statement for a transaction
+    with pool.connection() as conn:
+        assert not conn.autocommit and conn.status == 1, conn.status
+print(driver_status.is_proven, driver_status.reason)
+"""
 
 
+@pytest.mark.parametrize("program", [PROGRAM, ONE_SHOTS_ONLY])
 @pytest.mark.parametrize("is_separate", [True, False])
-def test_psycopg2_can_be_left_to_begin(dsn, is_separate, monkeypatch):
+def test_psycopg2_can_be_left_to_begin(dsn, is_separate, program, monkeypatch):
     if is_separate:
         monkeypatch.setenv("GREENPG_BEGIN", "separate")
     else:
         monkeypatch.delenv("GREENPG_BEGIN", raising=False)
     run = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(dsn=dsn)], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program.format(dsn=dsn)], capture_output=True, text=True, check=True, timeout=60
     )
     expected = "False GREENPG_BEGIN=separate is set in the environment" if is_separate else "True None"
     assert run.stdout.strip() == expected

@@ -520,6 +520,17 @@ def test_nested_transactions(conn):
     assert ids(conn) == [1, 4, 6]
 
 
+def test_transactions_that_can_be_settled(conn):
+    with conn.pipeline(), conn.transaction(settle=True):
+        conn.execute("INSERT INTO item VALUES (1)")
+        conn.execute("INSERT INTO item VALUES (2)")
+    with pytest.raises(psycopg2.errors.UniqueViolation), conn.pipeline(), conn.transaction(settle=True):
+        conn.execute("INSERT INTO item VALUES (3)")
+        conn.execute("INSERT INTO item VALUES (1)")
+    assert (conn.status, conn.get_transaction_status()) == (READY, IDLE)
+    assert ids(conn) == [1, 2]
+
+
 def test_nested_pipelines(conn):
     with conn.pipeline() as outer:
         conn.execute("SELECT 1")
@@ -646,7 +657,7 @@ def test_killed_in_the_commit(conn, admin, dsn):
             conn.commit()
 
     task = Task(work)
-    wait_until(lambda: conn._gate.call is None and statements_running(admin))
+    wait_until(lambda: statements_running(admin) == [("COMMIT",)])
     error = Killed()
     task.throw(error)
     task.join()

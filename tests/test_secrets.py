@@ -65,6 +65,7 @@ def tries(function, *args, **kwargs):
         return None
 
 
+@pytest.mark.only_hub("gevent")  # they take long: most can't connect
 @pytest.mark.parametrize("dsn", DSNS.values(), ids=DSNS)
 @pytest.mark.parametrize("as_kwargs", [False, True], ids=["", "with keywords"])
 def test_no_secret_shows(dsn, as_kwargs, caplog):

@@ -20,6 +20,7 @@ from .. import libpq
 from ..driver import StatusWord, driver_status
 from .guarded_connection import GuardedConnection
 from .guarded_cursor import GuardedCursor, Params, Query
+from .identity import ASK
 from .server_errors import renumbered, text_codec
 
 _connection: Any = extensions.connection
@@ -41,6 +42,8 @@ _RIDES = re.compile(
     rb"|SET|SHOW|CREATE|ALTER|DROP|TRUNCATE|GRANT|REVOKE|COMMENT|REFRESH|NOTIFY|LISTEN|UNLISTEN)\b",
     re.IGNORECASE,
 )
+#: SET TRANSACTION has to come first.
+_SETS = re.compile(rb"\s*SET\b", re.IGNORECASE)
 _END_OF_COMMAND = b"; \t\r\n\f\v"
 
 # The line break keeps LINE numbers of errors apart from the caret's column.
@@ -77,6 +80,8 @@ def execute_first(conn: GuardedConnection, cur: GuardedCursor, query: Query, var
     if has_begun or not is_one_command or not _RIDES.match(statement):
         return _execute(cur, statement)
     begin = begin_of(conn)
+    if conn._wants_identity and not _SETS.match(statement):
+        begin = b"%b %b;\n" % (begin.rstrip(), ASK)
     message = begin + statement
     word.value = _BEGIN  # which it will be in a moment
     try:
@@ -150,7 +155,9 @@ def begin_of(conn: GuardedConnection) -> bytes:
     )
 
 
-def _prove_status(conn: GuardedConnection, cur: GuardedCursor, query: Query, vars: Params, word: StatusWord) -> None:
+def _prove_status(
+    conn: GuardedConnection, cur: extensions.cursor, query: Query, vars: Params, word: StatusWord
+) -> None:
     """psycopg2 begins by itself once, to see whether its status is where it is thought to be."""
     try:
         _execute(cur, query, vars)
@@ -170,11 +177,15 @@ def _point_into_statement(conn: GuardedConnection, error: psycopg2.Error, prefix
 def execute_alone(conn: GuardedConnection, cur: GuardedCursor, query: Query, vars: Params) -> None:
     """`cur.execute(query, vars)` as if in autocommit: committed by itself, in one round trip. Suspends.
 
-    The connection is READY, and psycopg2 would put nothing but BEGIN in front.
+    The connection is READY, and psycopg2 would put nothing but BEGIN in front. The process's first takes three more.
     """
     if _autocommit(conn):
         return cur.execute(query, vars)
     word = conn._status_word
+    if word is not None and not driver_status.is_proven:
+        with conn.cursor(None, extensions.cursor) as prover:
+            _prove_status(conn, prover, b"SELECT 1", None, word)
+        conn.rollback()
     if word is None or not driver_status.is_proven:
         conn.set_session(autocommit=True)  # a pool puts it back if the statement has begun a transaction
         try:

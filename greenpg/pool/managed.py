@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from psycopg2 import extensions
 
+from ..connection.connect.credentials import ConnectKwargs, Conninfo
 from ..connection.connection import Connection
 from ..connection.tracing import OnEvent, Tracer, checked_tracers
 from ..errors import is_interruption
@@ -22,10 +23,9 @@ from .listening import Listening
 from .loans import Loan, loans_of
 from .multiplex import Multiplexer, checked_multiplex
 from .options import (
-    ConnectKwargs,
-    Conninfo,
     ConnT,
     FailFast,
+    Pooler,
     PoolOptions,
     Reset,
     check_not_negative,
@@ -108,6 +108,8 @@ class ManagedPool(Generic[ConnT]):
         statement_deadline: float | None = None,
         histograms: bool = False,
         leak_after: float | None = None,
+        pooler: Pooler | None = None,
+        direct_conninfo: Conninfo | None = None,
         on_event: OnEvent = None,
         prepare_threshold: int | None = None,
         multiplex: int = 0,
@@ -134,6 +136,8 @@ class ManagedPool(Generic[ConnT]):
             statement_deadline=statement_deadline,
             leak_after=leak_after,
             prepare_threshold=prepare_threshold,
+            pooler=pooler,
+            direct_conninfo=direct_conninfo,
         )
         self._core = PoolCore(
             self,

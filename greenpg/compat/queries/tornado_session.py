@@ -11,14 +11,14 @@ from typing import Any
 
 from psycopg2 import extras
 
-from . import results
 from .pool import DEFAULT_IDLE_TTL, NoIdleConnectionsError, Pool, PoolFullError, PoolManager
+from .results import Results as PlainResults
 from .session import DEFAULT_URI, Session, run
 
 DEFAULT_MAX_POOL_SIZE = 25
 
 
-class Results(results.Results):
+class Results(PlainResults):
     """The rows of a query. The connection is free already: `free()` and the end of a `with` drop the rows."""
 
     def free(self) -> None:

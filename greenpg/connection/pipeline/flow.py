@@ -285,7 +285,8 @@ class Flow:
         conn, channel = self._conn, self._channel
         commit = None
         try:
-            if channel is not None and self._has_transaction() and conn._status_word is not None:
+            rides = conn._status_word is not None and conn._tells_commit is None  # else psycopg2's way has more to do
+            if channel is not None and self._has_transaction() and rides:
                 commit = self._own(_COMMIT)
                 if not channel.is_aborted:
                     channel.send(commit)

@@ -127,10 +127,10 @@ def _task_ended(
 
 
 def _return_for_ended(record: SlotRecord, connection_ref: weakref.ref[engine.Connection], lent_at: float) -> None:
-    if not record.is_lent(lent_at):
+    if not record.is_lent(lent_at) or record.fairy_ref is None:  # None: it is coming back by itself
         return
     logger.warning("a task that was killed has left %s checked out; it is taken back", record.dbapi_connection)
-    fairy = None if record.fairy_ref is None else record.fairy_ref()
+    fairy = record.fairy_ref()
     if fairy is None:
         record.checkin()
     else:
