@@ -1,7 +1,10 @@
 """`with conn.pipeline()` and `with pool.pipeline()`: psycopg2's results, whose error it is, one round trip, kills."""
 
+import contextlib
 import datetime
+import gc
 import random
+import weakref
 
 import psycopg2
 import psycopg2.errors
@@ -574,6 +577,34 @@ def test_misuse(conn, dsn):
     with fresh.pipeline():  # psycopg2 begins by itself once, to show how
         assert fresh.execute("SELECT 1").fetchone() == (1,)
     fresh.close()
+
+
+def test_nothing_keeps_a_connection(dsn):
+    """No circle: it's closed when nobody refers to it any more."""
+    gc.collect()
+    gc.disable()
+    try:
+        for fails in (False, True):
+            conn = greenpg.connect(dsn)
+            gone = weakref.ref(conn)
+            conn.execute("SELECT 1")
+            conn.pipeline()
+            with contextlib.suppress(psycopg2.Error), conn.pipeline() as p:
+                cur = p.execute("SELECT 1")
+                p.execute("SELECT 1/0" if fails else "SELECT 2")
+                conn.commit()
+            cur.fetchone()
+            conn.rollback()
+            conn.autocommit = True
+            with contextlib.suppress(psycopg2.Error):
+                cur.executemany("SELECT 1 / %s", [(1,), (0 if fails else 2,), (3,)], returning=True)
+            with contextlib.suppress(psycopg2.Error):
+                cur.executemany("SELECT 1 / %s", [(1,), (0 if fails else 2,), (3,)])
+            cur.execute("SELECT %s", (1,), prepare=True)
+            del conn, cur, p
+            assert gone() is None
+    finally:
+        gc.enable()
 
 
 # -- much of it

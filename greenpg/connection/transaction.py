@@ -203,6 +203,7 @@ class Transaction(Generic[C]):
             self._end_nested(conn, commit)
             return
         identity: TransactionIdentity | None = None
+        failure: psycopg2.Error | None = None
         try:
             if self._settles:
                 conn._want_identity(False)
@@ -217,6 +218,7 @@ class Transaction(Generic[C]):
                 note_transaction(error, identity)
             raise
         finally:
+            del failure  # no circle through its traceback
             self._restore_session(conn)
 
     def _end_nested(self, conn: GuardedConnection, commit: bool) -> None:
@@ -229,8 +231,11 @@ class Transaction(Generic[C]):
         is_failed = conn.get_transaction_status() == _INERROR
         is_kept = commit and not is_failed and failure is None
         self._run(f"RELEASE {name}" if is_kept else f"ROLLBACK TO {name}; RELEASE {name}")
-        if commit and failure is not None:
-            raise failure
+        try:
+            if commit and failure is not None:
+                raise failure
+        finally:
+            del failure  # no circle through its traceback
         if commit and is_failed:
             raise _failed("rolled back to its beginning instead")
 

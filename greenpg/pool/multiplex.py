@@ -21,6 +21,7 @@ from .core import PoolCore
 from .multiplex_line import Line, Request
 from .options import PoolOptions
 from .returning import note_error
+from .slot import Slot
 
 T = TypeVar("T")
 
@@ -76,13 +77,7 @@ class Multiplexer:
             return ELSEWHERE  # type: ignore[no-any-return]
         core.stats.statements_multiplexed += 1
         if request.rows is None and not request.rowcount_is_known:
-            error = request.error(cursor)
-            if not request.is_lost:
-                note_commit_outcome(error, ROLLED_BACK)
-                note_error(core, slot, error)
-            else:
-                note_commit_outcome(error, UNKNOWN)
-            raise error
+            raise self._noted(core, slot, request, request.error(cursor))
         if request.rowcount > _LARGE_ROWS and request.rows is not None:
             self._verdicts[query] = False
         try:
@@ -90,6 +85,13 @@ class Multiplexer:
         except BaseException as error:
             note_commit_outcome(error, COMMITTED)
             raise
+
+    @staticmethod
+    def _noted(core: PoolCore, slot: Slot, request: Request, error: psycopg2.Error) -> psycopg2.Error:
+        note_commit_outcome(error, UNKNOWN if request.is_lost else ROLLED_BACK)
+        if not request.is_lost:
+            note_error(core, slot, error)
+        return error
 
     @staticmethod
     def _wait(core: PoolCore, request: Request) -> None:

@@ -40,6 +40,10 @@ _READY, _BEGIN = extensions.STATUS_READY, extensions.STATUS_BEGIN
 _IDLE = extensions.TRANSACTION_STATUS_IDLE
 
 _COMMIT = b"COMMIT"
+_CAUGHT = (
+    "the transaction was in error, so it has been rolled back instead of committed: an error of a statement in the "
+    "pipeline was caught"
+)
 
 
 class Flow:
@@ -106,8 +110,11 @@ class Flow:
         then. Suspends."""
         self.bring_to_rest()
         error = self._first_error()
-        if error is not None:
-            raise error
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # no circle through its traceback
 
     def settle_quietly(self) -> None:
         """The same; nobody wants to know of errors."""
@@ -306,14 +313,10 @@ class Flow:
         if self._has_transaction() and not conn.closed:
             with conn._gate.calling("rollback"):
                 extensions.connection.rollback(conn)
-        raise _noted(
-            failure
-            or psycopg2.errors.InFailedSqlTransaction(
-                "the transaction was in error, so it has been rolled back instead of committed: an error of a "
-                "statement in the pipeline was caught"
-            ),
-            ROLLED_BACK,
-        )
+        try:
+            raise _noted(failure or psycopg2.errors.InFailedSqlTransaction(_CAUGHT), ROLLED_BACK)
+        finally:
+            del failure  # no circle through its traceback
 
     def _has_transaction(self) -> bool:
         return self._conn._driver_status == _BEGIN and not self._syncs_each

@@ -36,7 +36,7 @@ class Pipeline(Generic[C]):
     def __init__(self, conn: C) -> None:
         self._conn = conn
         self._depth = 0
-        self._queue = PipelineQueue(conn, self)
+        self._queue = PipelineQueue(conn)
 
     @property
     def connection(self) -> C:
@@ -81,6 +81,7 @@ class Pipeline(Generic[C]):
             raise LibpqUnavailable("pipeline() needs libpq 14 or later under psycopg2: install psycopg2-binary")
         gate = conn._gate
         gate.make_way("pipeline")
+        self._queue.pipeline = self
         gate.open_queue(self._queue)
         conn._note_pipeline(is_open=True)
 
@@ -107,11 +108,11 @@ class Pipeline(Generic[C]):
 class PipelineQueue(Queue):
     """What the gate asks."""
 
-    def __init__(self, conn: GuardedConnection, pipeline: Pipeline[Any]) -> None:
+    def __init__(self, conn: GuardedConnection) -> None:
         self._conn = conn
         self.flow = Flow(conn)
-        #: Whose it is.
-        self.pipeline = pipeline
+        #: Whose it is, while it's open: no circle keeps a connection.
+        self.pipeline: Pipeline[Any] | None = None
 
     def queue(self, cursor: Any, query: Any, vars: Any) -> bool:
         conn, flow = self._conn, self.flow
@@ -148,6 +149,7 @@ class PipelineQueue(Queue):
 
     def close(self) -> None:
         """It isn't asked any more. Doesn't suspend."""
+        self.pipeline = None
         self._conn._gate.close_queue()
         self._conn._note_pipeline(is_open=False)
 
@@ -155,7 +157,8 @@ class PipelineQueue(Queue):
 def pipeline_of(conn: C) -> Pipeline[C]:
     """The one that is open, or a new one. Doesn't suspend."""
     queue = conn._gate.queue
-    return queue.pipeline if isinstance(queue, PipelineQueue) else Pipeline(conn)
+    pipeline = queue.pipeline if isinstance(queue, PipelineQueue) else None
+    return Pipeline(conn) if pipeline is None else pipeline
 
 
 def flow_of(conn: GuardedConnection) -> Flow:

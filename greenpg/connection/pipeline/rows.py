@@ -88,24 +88,25 @@ class Batch:
 
 
 class _Around(PipelinedStatement):
-    __slots__ = ("_batch", "_shown_query")
+    __slots__ = ("_batch", "_number", "_shown_query")
 
     def __init__(
         self, index: int | None, query: bytes, cursor: PipelinedCursor, flow: Flow, batch: Batch, shown_query: bytes
     ) -> None:
         super().__init__(index, query, cursor, flow)
-        self._batch = batch
+        self._batch: Batch | None = batch  # until it's answered: no circle keeps a connection
+        self._number = batch.first_row + (index or 0)
         self._shown_query = shown_query
 
     def answer(self, address: int, status: int) -> None:
         super().answer(address, status)
-        if self.has_failed:
+        batch, self._batch = self._batch, None
+        if self.has_failed and batch is not None:
             self.query = self._shown_query
-            self._batch.failed = self._batch.failed or self
+            batch.failed = batch.failed or self
 
     def _describe(self, error: psycopg2.Error) -> None:
-        if self.index is not None:
-            note_row(error, self.index + self._batch.first_row)
+        note_row(error, self._number)
 
 
 class _Row(_Around):
@@ -113,7 +114,9 @@ class _Row(_Around):
 
     def answer(self, address: int, status: int) -> None:
         PipelinedStatement.answer(self, address, status)
-        self._batch.note(self)
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            batch.note(self)
 
 
 def execute_rows(
