@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import gc
 import random
+import time
 import weakref
 
 import psycopg2
@@ -751,6 +752,24 @@ def test_lost_connection(conn, admin):
     assert conn.closed
     with pytest.raises(psycopg2.OperationalError):
         second.fetchone()
+
+
+@pytest.mark.parametrize("is_autocommit", [False, True])
+def test_a_network_that_swallows_everything(through_proxy, is_autocommit):
+    """A deadline comes out all the same, and the connection isn't kept."""
+    proxy, dsn = through_proxy
+    conn = greenpg.connect(dsn)
+    conn.execute("SELECT 1")
+    conn.commit()
+    conn.autocommit = is_autocommit
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceeded), conn.deadline(0.1), conn.pipeline():
+        conn.execute("SELECT 1").fetchone()
+        proxy.stall()
+        conn.execute("SELECT 2")
+        conn.execute("SELECT %s", ("x" * 3_000_000,)).fetchone()
+    assert time.monotonic() - started < 5
+    assert conn.closed
 
 
 def test_lost_in_the_commit(server, through_proxy):
