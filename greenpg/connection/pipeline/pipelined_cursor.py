@@ -211,6 +211,10 @@ class PipelinedCursor(Cursor):
         return None
 
 
+# To users it's a cursor of the class that it was of.
+PipelinedCursor.__name__ = PipelinedCursor.__qualname__ = Cursor.__name__
+
+
 def as_pipelined(cursor: GuardedCursor) -> PipelinedCursor | None:
     """The cursor, of that class from now on. None where a class can't be changed, which has slots."""
     if not isinstance(cursor, PipelinedCursor):
