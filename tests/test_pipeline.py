@@ -200,7 +200,7 @@ def test_one_round_trip(server):
 
         assert counter.of(transaction) == counter.of(block) == 1
         conn.autocommit = True
-        assert counter.of(lambda: many(conn, 200)) == 1
+        assert counter.of(lambda: many(conn, 200)) < 20  # the server may begin to answer before all is sent
         conn.close()
         with greenpg.ConnectionPool(dsn, min_size=1) as pool:
             pool.fetchval("SELECT 1")
