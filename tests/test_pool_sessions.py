@@ -268,3 +268,25 @@ def test_rollback_reset_keeps_the_session(make_pool):
         assert cur.fetchone() == ("42",)
     with pytest.raises(ValueError, match=r"reset must be .rollback., .session. or a function"):
         greenpg.ConnectionPool(reset="everything")
+
+
+def test_typecasters_and_attributes_end_with_the_borrowing(make_pool):
+    def configure(conn):
+        conn.tenant = None
+        extensions.register_type(extensions.new_type((23,), "hundreds", lambda value, cur: int(value) * 100), conn)
+
+    class Labelled(greenpg.Connection):
+        label = "none"
+
+    pool = make_pool(min_size=1, max_size=1, reset="session", configure=configure, connection_class=Labelled)
+    with pool.connection() as conn:
+        conn.tenant, conn.user_id, conn.label = 42, 7, "mine"
+        extensions.register_type(extensions.new_type((23,), "words", lambda value, cur: "word"), conn)
+        extensions.register_type(extensions.new_type((25,), "shouted", lambda value, cur: value.upper()), conn)
+        assert conn.execute("SELECT 1, 'a'::text").fetchone() == ("word", "A")
+    with pool.connection() as other:
+        assert other is conn
+        assert other.execute("SELECT 1, 'a'::text").fetchone() == (100, "a")
+        assert other.tenant is None
+        assert not hasattr(other, "user_id")
+        assert other.label == "none"

@@ -60,3 +60,33 @@ class SessionSettings(NamedTuple):
         for name, messages in (("notices", self.notices), ("notifies", self.notifies)):
             del messages[:]
             setattr(conn, name, messages)
+
+
+class Attachments(NamedTuple):
+    """What a program has attached to one connection: typecasters (composites, hstore), and attributes that have no
+    leading underscore."""
+
+    string_types: dict[int, Any]
+    binary_types: dict[int, Any]
+    attributes: dict[str, Any]
+
+    @classmethod
+    def of(cls, conn: Any) -> Attachments:
+        """As they are now. Doesn't suspend."""
+        return cls(dict(conn.string_types), dict(conn.binary_types), _attributes(conn))
+
+    def put_back(self, conn: Any) -> None:
+        """As they were noted. Doesn't suspend."""
+        for present, noted in ((conn.string_types, self.string_types), (conn.binary_types, self.binary_types)):
+            if present != noted:
+                present.clear()
+                present.update(noted)
+        for name in _attributes(conn).keys() - self.attributes.keys():
+            delattr(conn, name)
+        for name, value in self.attributes.items():
+            if vars(conn).get(name) is not value:
+                setattr(conn, name, value)
+
+
+def _attributes(conn: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(conn).items() if not name.startswith("_")}

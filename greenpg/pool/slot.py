@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ..connection.connection import Connection
 from ..connection.gate import BusyGate
-from ..connection.session_settings import SessionSettings
+from ..connection.session_settings import Attachments, SessionSettings
 from ..hubs import hub
 
 
@@ -63,6 +63,7 @@ class Slot:
     """The right to one server connection. It is its connection's `Lender` (connection/lender.py)."""
 
     __slots__ = (
+        "bare_attachments",
         "bare_settings",
         "closed_in",
         "conn",
@@ -114,6 +115,7 @@ class Slot:
         #: What psycopg2 keeps of the session for each new borrower, and what it kept before `configure`.
         self.settings: SessionSettings = None  # type: ignore[assignment]
         self.bare_settings: SessionSettings = None  # type: ignore[assignment]
+        self.bare_attachments: Attachments = None  # type: ignore[assignment]
         #: The connection's lists of messages, unless its `_has_altered_settings`: a property takes longer to ask.
         self.notices: Sequence[Any] = ()
         self.notifies: Sequence[Any] = ()
@@ -133,6 +135,7 @@ class Slot:
         self.settings = conn._settings()
         if is_bare:
             self.bare_settings = self.settings
+            self.bare_attachments = Attachments.of(conn)
         self.notices, self.notifies = conn.notices, conn.notifies
 
     def opened(self, conn: Connection, now: float, expires_at: float, unchecked_until: float) -> None:
