@@ -76,8 +76,7 @@ check: $(VENV)/check  ## ruff, mypy --strict, who imports whom, and the types th
 	$(BIN)/pytest --hub=threads -q tests/test_architecture.py tests/test_types.py
 
 docs: $(VENV)/docs  ## the manual, into site/, with every warning an error; needs no network
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --clean
-	@echo "site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 
 docs-serve: $(VENV)/docs  ## the manual at http://127.0.0.1:8000 (PORT=...), built anew whenever you save
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:$(PORT)

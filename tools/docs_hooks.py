@@ -12,6 +12,8 @@ from pathlib import Path
 
 from mkdocs.exceptions import PluginError
 
+from greenpg.errors.sqlstate import SQLSTATE_CLASSES
+
 ROOT = Path(__file__).parents[1]
 
 _LINK = re.compile(r"(\]\()((?:\.\./)+[^)#\s]+)(#[^)\s]*)?(\))")
@@ -29,6 +31,12 @@ def on_page_markdown(markdown, page, config, files):
         if not path.exists():
             raise PluginError(f"{page.file.src_uri}: there is no {target}")
         kind = "tree" if path.is_dir() else "raw" if path.suffix in (".svg", ".png") else "blob"
-        return f"{match[1]}{config.repo_url}/{kind}/main/{target}{match[3] or ''}{match[4]}"
+        return f"{match[1]}{config.extra['repository']}/{kind}/main/{target}{match[3] or ''}{match[4]}"
 
-    return _LINK.sub(absolute, markdown)
+    return _LINK.sub(absolute, markdown).replace("\nSQLSTATES\n", f"\n{_sqlstate_classes()}\n")
+
+
+def _sqlstate_classes() -> str:
+    """reference/errors.md's table."""
+    rows = [f"| `{code}` | `{cls.__name__}` |" for code, cls in sorted(SQLSTATE_CLASSES.items())]
+    return "\n".join(["| SQLSTATE | class |", "|---|---|", *rows])
