@@ -530,7 +530,7 @@ def check(alias):
 
 def test_checks(make_database, caplog):
     assert check(make_database("good")) == set()
-    assert check(make_database("big", pool={"max_size": 10_000})) == {"greenpg.W002"}
+    assert check(make_database("big", pool={"max_size": 10_000})) == {"greenpg.too_many_connections"}
     assert check(make_database("aged", CONN_MAX_AGE=60)) == {"greenpg.E001"}
     assert check(make_database("bound", options={"server_side_binding": True})) == {"greenpg.E001"}
     assert check(make_database("plain", pool=False)) == set()

@@ -96,7 +96,7 @@ def test_metrics_of_the_pool(make_pool, telemetry):
         assert type(metric.data).__name__ == kind, metric.name
         assert all(point.attributes[POOL] == "shop" for point in metric.data.data_points), metric.name
         made = getattr(pool_conventions, f"create_{prefix.lower()}{suffix.lower()}")(_Recorder())
-        assert (metric.unit, metric.description) == (made["unit"], made["description"])
+        assert (metric.unit, metric.description.rstrip(".")) == (made["unit"], made["description"].rstrip("."))
         if suffix != "TIMEOUTS" and kind == "Sum":
             assert not metric.data.is_monotonic, "up and down"
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from psycopg2 import extras
 
-from .results import Results as PlainResults
 from .pool import DEFAULT_IDLE_TTL, NoIdleConnectionsError, Pool, PoolFullError, PoolManager
+from .results import Results as PlainResults
 from .session import DEFAULT_URI, Session, run
 
 DEFAULT_MAX_POOL_SIZE = 25

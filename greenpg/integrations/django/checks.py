@@ -7,10 +7,14 @@ from typing import Any
 from django.core.checks import Error, Warning
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.validation import BaseDatabaseValidation
+from psycopg2.extensions import make_dsn
 
-from ...connection.patching import is_patched
-from ...hubs import hub, monkey_patched_hub
+from ...diagnosis.doctor import doctor
+from ...diagnosis.findings import ADVICE, ERROR
 from .pools import pool_options
+
+#: What Django gives to psycopg2 that isn't libpq's.
+_NOT_LIBPQS = ("cursor_factory", "connection_factory")
 
 
 class DatabaseValidation(BaseDatabaseValidation):
@@ -24,38 +28,22 @@ class DatabaseValidation(BaseDatabaseValidation):
             self.connection.get_connection_params()
         except ImproperlyConfigured as error:
             return [*found, Error(str(error), obj=self.connection.alias, id="greenpg.E001")]
-        if options is not None:
-            found += _check_size(self.connection, options["max_size"])
-        return [*found, *_check_program(self.connection.alias)]
+        return [*found, *_ask_the_doctor(self.connection, has_pool=options is not None)]
 
 
-def _check_program(alias: str) -> list[Any]:
-    found = monkey_patched_hub()
-    if found is None or (is_patched() and hub().name == found.name):
-        return []
+def _ask_the_doctor(wrapper: Any, has_pool: bool) -> list[Any]:
+    """Errors and warnings of `greenpg.doctor()`, as Django's: of the program, and of the server of this alias."""
+    pools = [wrapper.pool] if has_pool else []
+    report = doctor(None if has_pool else make_dsn(**_libpq_parameters(wrapper)), pools=pools, seconds=0)
     return [
-        Warning(
-            f"The program is monkey-patched for {found.name}, psycopg2 isn't: each query stops all tasks.",
-            hint='Call greenpg.patch() at startup, without "threads", or let the engine have a pool, which does so.',
-            obj=alias,
-            id="greenpg.W001",
+        (Error if finding.level == ERROR else Warning)(
+            f"{finding.what}: {finding.why}", hint=finding.remedy, obj=wrapper.alias, id=f"greenpg.{finding.code}"
         )
+        for finding in report.findings
+        if finding.level != ADVICE
     ]
 
 
-def _check_size(wrapper: Any, max_size: int) -> list[Any]:
-    with wrapper.temporary_connection() as cursor:
-        cursor.execute(
-            "SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int"
-        )
-        (most,) = cursor.fetchone()
-    if max_size <= most:
-        return []
-    return [
-        Warning(
-            f"The pool may open {max_size} connections in each process, the server takes {most} in all.",
-            hint="Lower OPTIONS['pool']['max_size']: the sum over all processes has to be less than max_connections.",
-            obj=wrapper.alias,
-            id="greenpg.W002",
-        )
-    ]
+def _libpq_parameters(wrapper: Any) -> dict[str, Any]:
+    parameters: dict[str, Any] = wrapper.get_connection_params()
+    return {name: value for name, value in parameters.items() if name not in _NOT_LIBPQS and value is not None}
