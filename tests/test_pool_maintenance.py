@@ -203,6 +203,20 @@ def test_task_that_ends_returns_its_connection(make_pool, caplog):
     assert "(forget); it is taken back" in caplog.text
 
 
+@pytest.mark.only_hub("gevent")
+def test_getconn_as_a_greenlets_own_function(make_pool, caplog):
+    """gevent's greenlets are begun in C: the call has no caller in Python."""
+    import gevent
+
+    pool = make_pool(min_size=1)
+    task = gevent.spawn(pool.getconn)
+    task.join()
+    assert task.exception is None
+    with pool.connection(timeout=5) as conn:
+        assert conn is task.value
+    assert "that it took in its own call; it is taken back" in caplog.text
+
+
 @green_only
 def test_task_that_is_killed_returns_its_connection(make_pool, caplog):
     pool = make_pool(min_size=1)
