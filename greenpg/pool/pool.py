@@ -231,6 +231,7 @@ class ConnectionPool(ManagedPool[ConnT]):
         core = self._core
         slot = lend(core, timeout)
         if take_back:
+            slot.conn._gate.forget_user()
             frame = sys._getframe().f_back
             slot.taken_at = frame and (frame.f_code, frame.f_lineno)  # None: it's the task's own function
             lent_at = slot.lent_at
