@@ -70,7 +70,18 @@ def test_links_lead_somewhere(page):
 def anchors(page):
     """The headings' names in addresses, as GitHub and mkdocs make them."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), flags=re.MULTILINE)
-    return {re.sub(r"[^\w\s-]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+    named = {re.sub(r"[^\w\s-]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+    return named | set(re.findall(r'<a id="([^"]+)">', page.read_text()))
+
+
+@pytest.mark.only_hub("threads")
+def test_the_reference_has_every_public_name():
+    pages = "\n".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    shown = set(re.findall(r"^::: (\S+)", pages, flags=re.MULTILINE))
+    own_errors = set(greenpg.errors.__all__) - {*greenpg.errors.sqlstate.__all__, "COMMITTED", "ROLLED_BACK", "UNKNOWN"}
+    members = set(re.findall(r"\w+", re.search(r"members: \[(.*)\]", (ROOT / "docs/reference/errors.md").read_text())[1]))
+    assert own_errors - members == set()
+    assert {name for name in greenpg.__all__ if f"greenpg.{name}" not in shown and name not in members} == set()
 
 
 @pytest.mark.only_hub("threads")

@@ -93,7 +93,10 @@ class Cursor(DictFetches, FileCopyMixin):
             raise error
 
     def fetchall(self) -> list[Row]:
-        """The remaining rows, as psycopg2's. With 1000 rows or more it lets other tasks run every few milliseconds."""
+        """The remaining rows, as psycopg2's. With 1000 rows or more it lets other tasks run every few milliseconds.
+
+        Of a small result it doesn't suspend, unless the cursor is a server-side one.
+        """
         if _rowcount(self) < BIG_ROWS:
             return _fetchall(self)
         return fetch_in_turns(self)

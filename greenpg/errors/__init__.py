@@ -136,6 +136,7 @@ def commit_outcome(exception: BaseException) -> str | None:
     """What has become of the transaction whose COMMIT raised this exception: "committed", "rolled back" or "unknown".
 
     "unknown": the connection was lost before the server's answer came. None: the exception is not a COMMIT's.
+    Doesn't suspend.
     """
     outcome: str | None = exception.__dict__.get("_greenpg_commit_outcome")
     return outcome
@@ -150,7 +151,7 @@ def safe_to_retry(exception: BaseException) -> bool:
     """True only if nothing of what was asked can have reached the server: what raised it can be called once more.
 
     So it is for the pool's own errors, `ConnectionInUse`, and failures to connect. Not after a failed statement: a lost
-    connection doesn't tell how far it came.
+    connection doesn't tell how far it came. Doesn't suspend.
     """
     refused = (PoolTimeout, PoolClosed, TooManyRequests, ConnectionInUse)
     if is_interruption(exception):

@@ -110,6 +110,7 @@ class ConnectionPool(ManagedPool[ConnT]):
         """`with pool.transaction() as conn:` lends a connection for a block that is a transaction.
 
         Options and behaviour of `conn.transaction()`: `isolation_level`, `readonly`, `deferrable`, `force_rollback`.
+        Suspends as `connection()` does.
         """
         return TransactionContext(self._core, timeout, options)
 
