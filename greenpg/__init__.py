@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import errors
+from .cluster.cluster import Cluster
 from .connection.connect.connecting import connect
 from .connection.connection import Connection
 from .connection.cursor import Cursor, ServerCursor
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .top.socket_server import serve_top
 
 __all__ = [
+    "Cluster",
     "Connection",
     "ConnectionPool",
     "Cursor",

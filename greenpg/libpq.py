@@ -35,6 +35,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "PQhost": (_text, [_pointer]),
     "PQhostaddr": (_text, [_pointer]),
     "PQport": (_text, [_pointer]),
+    "PQsetErrorVerbosity": (_int, [_pointer, _int]),
     "PQisnonblocking": (_int, [_pointer]),
     "PQsetnonblocking": (_int, [_pointer, _int]),
     "PQconsumeInput": (_int, [_pointer]),

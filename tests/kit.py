@@ -40,6 +40,10 @@ class Task:
         finally:
             self._done.set()
 
+    @property
+    def is_over(self):
+        return self._done.value is not None
+
     def join(self, timeout=30.0):
         assert self._done.wait(time.monotonic() + timeout), "the task doesn't end"
 

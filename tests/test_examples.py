@@ -36,7 +36,18 @@ EXAMPLES = {
     ],
     "with_eventlet.py": [f"numbers: {list(range(25))}"],
 }
-TESTED_ELSEWHERE = {"chat.py", "webapp.py", "gunicorn_conf.py", "with_flask_sqlalchemy.py"}
+TESTED_ELSEWHERE = {
+    "chat.py",
+    "gunicorn_conf.py",
+    "webapp.py",
+    "with_celery.py",
+    "with_flask.py",
+    "with_flask_sqlalchemy.py",
+    "with_pywsgi.py",
+    "with_rq.py",
+    "with_uwsgi.py",
+    "without_a_line.py",
+}
 
 
 def test_every_example_is_tested():

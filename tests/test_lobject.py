@@ -271,3 +271,11 @@ def test_unpatched_is_psycopg2s_own(dsn, hub_name):
     finally:
         extensions.set_wait_callback(callback)
         greenpg.patch(hub_name)
+
+
+def test_export_of_a_closed_connections_object(conn, tmp_path):
+    """psycopg2 asks libpq first."""
+    lobject = conn.lobject()
+    conn.close()
+    with pytest.raises(psycopg2.OperationalError, match="connection pointer is NULL"):
+        lobject.export(str(tmp_path / "file"))

@@ -134,11 +134,11 @@ def test_connection_lost_makes_the_older_ones_suspects(make_pool, through_proxy)
 
 
 def test_idle_for_long_is_pinged(make_pool, monkeypatch):
-    from greenpg.pool import lending
+    from greenpg.pool import failover
 
     pings = []
-    ping = lending.ping
-    monkeypatch.setattr(lending, "ping", lambda conn: (pings.append(conn), ping(conn)))
+    ping = failover.ping
+    monkeypatch.setattr(failover, "ping", lambda conn: (pings.append(conn), ping(conn)))
     pool = make_pool(min_size=1, check_idle=0.05)
     select_one(pool)
     hub().sleep(0.01)

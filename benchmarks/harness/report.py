@@ -16,6 +16,7 @@ METRICS = {
     "us": "µs per operation",
     "ms": "ms per operation",
     "cpu_us": "client CPU, µs per operation",
+    "instructions": "instructions per operation",
     "p50_ms": "p50, ms",
     "p99_ms": "p99, ms",
     "max_ms": "max, ms",

@@ -59,8 +59,9 @@ class Connection(LargeObjectMixin, NotifyWaits):
     _tracing: Any = None
     #: A pool's slot for the connection, which may have lent it.
     _lender: Lender | None = None
-    #: What goes on top of greenpg's cursors: a log's class, and a tracing's; and what comes of that.
+    #: What goes on top of greenpg's cursors: a log's class, a tracing's, and a pooler's; and what comes of that.
     _log_cursor: type[Cursor] | None = None
+    _rules_cursor: type[Cursor] | None = None
     _tracing_cursor: type[Cursor] | None = None
     _client_cursor: type[Cursor] = Cursor
     _server_cursor: type[ServerCursor] = ServerCursor
@@ -75,8 +76,13 @@ class Connection(LargeObjectMixin, NotifyWaits):
         self._tracing, self._tracing_cursor = tracing, cursor
         self._choose_cursors()
 
+    def _attach_rules(self, cursor: type[Cursor]) -> None:
+        """The same for what refuses statements."""
+        self._rules_cursor = cursor
+        self._choose_cursors()
+
     def _choose_cursors(self) -> None:
-        on_top = tuple(filter(None, (self._log_cursor, self._tracing_cursor)))
+        on_top = tuple(filter(None, (self._rules_cursor, self._log_cursor, self._tracing_cursor)))
         self._client_cursor, self._server_cursor = stacked(on_top, Cursor), stacked(on_top, ServerCursor)
 
     def _note_statement(self, statement: Any) -> None:
@@ -93,6 +99,7 @@ class Connection(LargeObjectMixin, NotifyWaits):
         isolation_level: IsolationLevel | None = None,
         readonly: bool | None = None,
         deferrable: bool | None = None,
+        settle: bool = False,
     ) -> Transaction[C]:
         """`with conn.transaction():` commits at the end of the block, and rolls back if it raises; as psycopg 3's.
 
@@ -101,11 +108,14 @@ class Connection(LargeObjectMixin, NotifyWaits):
         is a savepoint. `force_rollback` rolls back in any case; `raise greenpg.Rollback()` does, and ends the block
         without an error. `isolation_level` ("SERIALIZABLE" ... or psycopg2's constants), `readonly` and `deferrable`
         are of this transaction alone, and for an outermost block. `commit()` and `rollback()` are refused inside.
+        `settle` (False): should the connection be lost in the COMMIT, `errors.commit_outcome(exception, ask=pool)`
+        finds out what has become of it; the transaction's id is asked for along with its first statement, and its
+        `application_name` tells it (PostgreSQL 13 or later, else `psycopg2.NotSupportedError`).
 
         Entering suspends for a nested block; leaving suspends if anything was sent. Leaving a block whose transaction
         is in error without an exception raises `psycopg2.errors.InFailedSqlTransaction`.
         """
-        return Transaction(self, savepoint_name, force_rollback, isolation_level, readonly, deferrable)
+        return Transaction(self, savepoint_name, force_rollback, isolation_level, readonly, deferrable, settle)
 
     def close(self) -> None:
         """Close the connection, as psycopg2's; or return it, if a pool made with `close_returns` has lent it.

@@ -18,6 +18,7 @@ from ..hubs import hub
 from .blocks import Blocks, forbid_autocommit_inside, forbid_inside, forbid_inside_transaction
 from .deadlines import rollback_deadline
 from .gate import BusyGate
+from .noted_commit import commit_and_tell
 from .session_settings import SessionSettings
 
 _connection = extensions.connection
@@ -65,6 +66,10 @@ class GuardedConnection(_connection):
     _is_entered = False
     #: A setting may have been changed that a pool puts back.
     _has_altered_settings = False
+    #: Told after each COMMIT where the server's log is then, "16/B374D848"; None: nobody wants to know.
+    _tells_commit: Callable[[str], object] | None = None
+    #: The transaction is to tell which it is: see identity.py.
+    _wants_identity = False
     #: A replication stream was stopped on it: see replication.py.
     _has_stopped_stream = False
 
@@ -148,6 +153,12 @@ class GuardedConnection(_connection):
             finally:
                 if self._driver_status != status_before:
                     self._transactions_ended += 1
+
+    def _want_identity(self, wants: bool) -> None:
+        self._wants_identity = wants
+
+    def _tell_commits_to(self, tell: Callable[[str], object] | None) -> None:
+        self._tells_commit = tell
 
     def _note_stopped_stream(self) -> None:
         self._has_stopped_stream = True
@@ -236,7 +247,12 @@ class GuardedConnection(_connection):
         outcome: str | None = ROLLED_BACK if is_failed else COMMITTED
         is_commit = name.endswith("commit")
         try:
-            getattr(_connection, name)(self, *args)
+            if self._tells_commit is not None and name == "commit":
+                position = commit_and_tell(self)
+                if position is not None:
+                    self._tells_commit(position)
+            else:
+                getattr(_connection, name)(self, *args)
         except BaseException as error:
             if isinstance(error, psycopg2.ProgrammingError | psycopg2.InterfaceError) and error.pgcode is None:
                 outcome = None  # psycopg2 has refused to do it

@@ -20,6 +20,7 @@ from .. import libpq
 from ..driver import StatusWord, driver_status
 from .guarded_connection import GuardedConnection
 from .guarded_cursor import GuardedCursor, Params, Query
+from .identity import ASK
 from .server_errors import renumbered, text_codec
 
 _connection: Any = extensions.connection
@@ -41,6 +42,8 @@ _RIDES = re.compile(
     rb"|SET|SHOW|CREATE|ALTER|DROP|TRUNCATE|GRANT|REVOKE|COMMENT|REFRESH|NOTIFY|LISTEN|UNLISTEN)\b",
     re.IGNORECASE,
 )
+#: SET TRANSACTION has to come first.
+_SETS = re.compile(rb"\s*SET\b", re.IGNORECASE)
 _END_OF_COMMAND = b"; \t\r\n\f\v"
 
 # The line break keeps LINE numbers of errors apart from the caret's column.
@@ -77,6 +80,8 @@ def execute_first(conn: GuardedConnection, cur: GuardedCursor, query: Query, var
     if has_begun or not is_one_command or not _RIDES.match(statement):
         return _execute(cur, statement)
     begin = begin_of(conn)
+    if conn._wants_identity and not _SETS.match(statement):
+        begin = b"%b %b;\n" % (begin.rstrip(), ASK)
     message = begin + statement
     word.value = _BEGIN  # which it will be in a moment
     try:

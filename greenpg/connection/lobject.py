@@ -149,6 +149,8 @@ class LargeObject(_lobject):
     def export(self, file_name: str, /) -> None:
         """Write the whole object to a file of this machine; the position stays."""
         self._refuse_outside_of_transactions()
+        if self._conn.closed:
+            raise psycopg2.OperationalError("connection pointer is NULL\n")  # libpq's, as psycopg2 gives it
         fd = self._call("lo_open(%s::oid, %s)", self._oid, _INV_READ)
         try:
             file = _open_file(file_name, "wb")

@@ -11,9 +11,11 @@ import psycopg2
 import psycopg2.errors
 from psycopg2 import extensions
 
-from ..errors import ROLLED_BACK, UNKNOWN, is_interruption, note_commit_outcome
+from ..errors import ROLLED_BACK, UNKNOWN, is_interruption, note_commit_outcome, note_transaction
+from ..errors.settling import TransactionIdentity
 from .deadlines import rollback_deadline
 from .guarded_connection import GuardedConnection
+from .identity import ask_identity, check_can_settle
 
 logger = logging.getLogger("greenpg.connection")
 
@@ -39,6 +41,7 @@ class TransactionOptions(TypedDict, total=False):
     isolation_level: IsolationLevel | None
     readonly: bool | None
     deferrable: bool | None
+    settle: bool
 
 
 _ISOLATION_LEVELS = {
@@ -66,7 +69,15 @@ class Rollback(Exception):
 class Transaction(Generic[C]):
     """See `Connection.transaction()`."""
 
-    __slots__ = ("_characteristics", "_conn", "_force_rollback", "_is_used", "_savepoint", "_session_before")
+    __slots__ = (
+        "_characteristics",
+        "_conn",
+        "_force_rollback",
+        "_is_used",
+        "_savepoint",
+        "_session_before",
+        "_settles",
+    )
 
     def __init__(
         self,
@@ -76,8 +87,10 @@ class Transaction(Generic[C]):
         isolation_level: IsolationLevel | None = None,
         readonly: bool | None = None,
         deferrable: bool | None = None,
+        settle: bool = False,
     ) -> None:
         self._conn = conn
+        self._settles = settle and not readonly
         self._savepoint = savepoint_name
         self._force_rollback = force_rollback
         self._is_used = False
@@ -102,7 +115,11 @@ class Transaction(Generic[C]):
             raise psycopg2.InterfaceError("connection already closed")
         if self._is_outermost(conn):
             self._savepoint = None
+            if self._settles:
+                check_can_settle(conn)
             self._set_session(conn)
+            if self._settles:
+                conn._want_identity(True)
         else:
             self._begin_nested(conn)
         self._is_used = True
@@ -141,6 +158,7 @@ class Transaction(Generic[C]):
         )
 
     def _begin_nested(self, conn: GuardedConnection) -> None:
+        self._settles = False
         if self._characteristics != (None, None, None):
             raise psycopg2.ProgrammingError(
                 "isolation_level, readonly and deferrable can be set for an outermost transaction block only"
@@ -182,8 +200,16 @@ class Transaction(Generic[C]):
         if self._savepoint is not None:
             self._end_nested(conn, commit)
             return
+        identity: TransactionIdentity | None = None
         try:
+            if self._settles:
+                conn._want_identity(False)
+                identity = ask_identity(conn) if commit else None
             end_transaction(conn, commit)
+        except BaseException as error:
+            if identity is not None:
+                note_transaction(error, identity)
+            raise
         finally:
             self._restore_session(conn)
 

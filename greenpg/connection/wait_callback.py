@@ -147,6 +147,8 @@ def wait_by_poll(conn: extensions.connection, wait_hub: Hub, timeout: float | No
     while True:
         state = conn.poll()
         if state == _OK:
+            if watch is not None:
+                watch.connected(conn.pgconn_ptr)
             return
         if not is_in_time:  # polled once more, and the answer isn't there
             if watch is None:

@@ -54,7 +54,7 @@ def doctor(
     else:
         by_dsn: dict[str, list[ConnectionPool]] = {}
         for pool in all_pools:
-            by_dsn.setdefault(dsn_of(pool._core.options), []).append(pool)
+            by_dsn.setdefault(dsn_of(pool._core), []).append(pool)
         for pool_dsn, sharing in by_dsn.items():
             _look_at_server(pool_dsn, sharing, count, report)
     report.sort()

@@ -116,7 +116,7 @@ def _check_psycopg2(libraries: list[str]) -> Iterator[Finding]:
             f"the program is monkey-patched for {libraries[0]}, but psycopg2 isn't: greenpg.patch() was not called",
             "Every query stops every other task until the server has answered.",
             "Call greenpg.patch() once, after the monkey-patching and in the process that does the work (under "
-            "gunicorn: in post_fork, as in examples/gunicorn_conf.py).",
+            "gunicorn: `-k greenpg.integrations.gunicorn.GreenpgWorker`).",
         )
 
 

@@ -51,14 +51,19 @@ def _top_level(modules: "list[str]") -> "list[str]":
 
 def _monkey_patch(worker_class: str) -> None:
     """As gunicorn's worker of that class does before it imports the app."""
-    if "gevent" in worker_class:
-        from gevent import monkey
-
-        monkey.patch_all()
-    elif "eventlet" in worker_class:
+    is_greenpgs = worker_class.startswith("greenpg.")
+    if "eventlet" in worker_class.lower():
         import eventlet
 
         eventlet.monkey_patch()
+    elif "gevent" in worker_class or is_greenpgs:
+        from gevent import monkey
+
+        monkey.patch_all()
+    if is_greenpgs:
+        import greenpg
+
+        greenpg.patch()
 
 
 def _load(app: str) -> None:
@@ -78,11 +83,14 @@ def _bring_up(app: str, config: str, worker_class: str, workers: str) -> int | N
         with open(path, encoding="utf-8") as file:
             exec(compile(file.read(), path, "exec"), settings)
     preload = bool(settings.get("preload_app"))
+    worker_class = worker_class or str(settings.get("worker_class", ""))
+    if worker_class.endswith(".GreenpgWorker"):  # it patches before the app is preloaded
+        _monkey_patch(worker_class)
     if preload and app:
         _load(app)
     if callable(function := settings.get("post_fork")):
         function(_Stub(), _Stub())
-    _monkey_patch(worker_class or str(settings.get("worker_class", "")))
+    _monkey_patch(worker_class)
     if app and not preload:
         _load(app)
     if callable(function := settings.get("post_worker_init")):

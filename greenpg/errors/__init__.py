@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import psycopg2
 import psycopg2.errors
 
 from . import sqlstate
+from .settling import COMMITTED, ROLLED_BACK, UNKNOWN, TransactionIdentity, settle
 
 if TYPE_CHECKING:
     from .sqlstate import *  # noqa: F403 - its __all__ is added to this one
@@ -46,8 +48,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-#: What `commit_outcome()` says.
-COMMITTED, ROLLED_BACK, UNKNOWN = "committed", "rolled back", "unknown"
+E = TypeVar("E", bound=Exception)
 
 
 class PatchError(RuntimeError):
@@ -132,14 +133,33 @@ class WaitTimeout(psycopg2.OperationalError):
     """What was waited for did not come in time: an answer of the server, or a turn. The text says which."""
 
 
-def commit_outcome(exception: BaseException) -> str | None:
+class Asked(Protocol):
+    """Whom `commit_outcome()` can ask: a pool."""
+
+    def fetchone(self, query: str, vars: Any = None) -> Any:
+        """The first row of the query."""
+
+
+def commit_outcome(exception: BaseException, ask: Asked | None = None, *, timeout: float = 10.0) -> str | None:
     """What has become of the transaction whose COMMIT raised this exception: "committed", "rolled back" or "unknown".
 
     "unknown": the connection was lost before the server's answer came. None: the exception is not a COMMIT's.
-    Doesn't suspend.
+
+    `ask`: a pool of connections to the primary (a connection pool for "target_session_attrs=read-write", say), of which
+    the server is asked then, if the transaction was made with `settle=True`; suspends. It stays "unknown" if
+    the server has not ended the transaction within `timeout` seconds, or can't know. Raises what the pool raises.
     """
     outcome: str | None = exception.__dict__.get("_greenpg_commit_outcome")
+    identity: TransactionIdentity | None = exception.__dict__.get("_greenpg_transaction")
+    if outcome == UNKNOWN and ask is not None and identity is not None:
+        outcome = settle(identity, ask.fetchone, timeout)
+        note_commit_outcome(exception, outcome)
     return outcome
+
+
+def note_transaction(exception: BaseException, identity: TransactionIdentity) -> None:
+    """Let `commit_outcome()` know whose COMMIT raised the exception."""
+    set_attribute(exception, "_greenpg_transaction", identity)
 
 
 def note_commit_outcome(exception: BaseException, outcome: str) -> None:
@@ -176,6 +196,20 @@ def note_interruption(exception: BaseException) -> None:
 def is_interruption(exception: BaseException) -> bool:
     """Whether the exception was thrown into a wait: then it isn't an error of what was being done, and is let out."""
     return "_greenpg_interruption" in exception.__dict__
+
+
+def copied(error: E) -> E:
+    """A copy to be raised: each task adds its own traceback. The error itself if it can't be copied."""
+    try:
+        copied_error = copy.copy(error)
+    except Exception:
+        return error
+    if type(copied_error) is not type(error):
+        return error
+    if isinstance(error, psycopg2.Error):  # which keeps these to itself
+        copied_error.__setstate__({"pgcode": error.pgcode, "pgerror": error.pgerror})
+        copied_error.__dict__.update(error.__dict__)
+    return copied_error
 
 
 def set_attribute(exception: BaseException, name: str, value: object) -> None:

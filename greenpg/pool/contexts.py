@@ -4,14 +4,17 @@ functions that are repeated. Classes with slots: generators cost more."""
 from __future__ import annotations
 
 import logging
+import operator
 import random
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import psycopg2
 import psycopg2.errors
+from psycopg2 import extensions
 
 from ..connection.connection import AnyCursor, Connection
 from ..connection.deadlines import rollback_deadline
@@ -24,7 +27,8 @@ from .core import PoolCore
 from .health import IDLE_STATUS, READY
 from .lending import lend
 from .options import ConnT
-from .returning import give_back, note_error
+from .pooler import forbid_transactions
+from .returning import READ_ONLY, give_back, note_error, says_server_goes
 from .slot import Slot
 
 logger = logging.getLogger("greenpg.pool")
@@ -32,6 +36,7 @@ logger = logging.getLogger("greenpg.pool")
 T = TypeVar("T")
 
 _REPEATABLE = (psycopg2.errors.SerializationFailure, psycopg2.errors.DeadlockDetected)
+_FETCHONE = operator.methodcaller("fetchone")
 _FIRST_DELAY = 0.005
 _LONGEST_DELAY = 1.0
 
@@ -91,6 +96,7 @@ class CursorContext(Generic[AnyCursor]):
         self._timeout = timeout
 
     def __enter__(self) -> AnyCursor:
+        forbid_transactions(self._core)
         self._slot = slot = lend(self._core, self._timeout)
         self._lent_at = slot.lent_at
         conn = slot.conn
@@ -134,6 +140,7 @@ class TransactionContext(ConnectionContext[ConnT]):
         self._transaction: Transaction[Connection] | None = None
 
     def __enter__(self) -> ConnT:
+        forbid_transactions(self._core)
         conn = super().__enter__()
         try:
             self._transaction = conn.transaction(**self._options)  # type: ignore[attr-defined]
@@ -160,7 +167,8 @@ class TransactionContext(ConnectionContext[ConnT]):
         except BaseException as exception:
             super()._leave(exception)
             raise
-        super()._leave(None if is_settled else exc)
+        is_users_doing = self._options.get("readonly") and getattr(exc, "pgcode", None) == READ_ONLY
+        super()._leave(None if is_settled or is_users_doing else exc)
         return is_settled
 
 
@@ -210,19 +218,30 @@ def _give_back(core: PoolCore, slot: Slot, is_committed: bool) -> None:
 
 
 def run_repeatedly(
-    core: PoolCore, function: Callable[[ConnT], T], attempts: int, timeout: float | None, options: TransactionOptions
+    core: PoolCore,
+    function: Callable[[ConnT], T],
+    attempts: int,
+    make_block: Callable[[], AbstractContextManager[ConnT, bool | None]],
+    is_readonly: bool,
 ) -> T | None:
-    """`pool.run()`. Between two attempts the connection is free for others."""
+    """`pool.run()`, in transaction blocks. Between two attempts the connection is free for others."""
     if attempts < 1:
         raise ValueError(f"attempts must be at least 1, not {attempts}")
     delay = _FIRST_DELAY
     for attempt in range(1, attempts + 1):
+        conn: ConnT | None = None
+        result: T | None = None  # of a block that a Rollback has ended
         try:
-            block: TransactionContext[ConnT] = TransactionContext(core, timeout, options)
-            with block as conn:
-                return function(conn)
-            return None  # a Rollback has ended the block
-        except _REPEATABLE as error:
+            with make_block() as conn:
+                result = function(conn)
+            return result
+        except psycopg2.Error as error:
+            if is_interruption(error):
+                raise
+            if commit_outcome(error) == UNKNOWN and _is_committed_after_all(core, error):
+                return result
+            if not _is_undone(error, conn, is_readonly):
+                raise
             if attempt == attempts:
                 error.args = (f"{str(error).rstrip()} (tried {attempts} times)",)
                 raise
@@ -232,6 +251,40 @@ def run_repeatedly(
         hub().sleep(delay * random.uniform(0.5, 1.5))
         delay = min(delay * 2, _LONGEST_DELAY)
     raise AssertionError("unreachable")
+
+
+def _is_undone(error: psycopg2.Error, conn: extensions.connection | None, is_readonly: bool) -> bool:
+    """Whether the whole transaction is certainly undone, for a reason that the next attempt may not meet."""
+    if isinstance(error, _REPEATABLE):
+        return True
+    if conn is None or (commit_outcome(error) in (COMMITTED, UNKNOWN) and not is_readonly):
+        return False
+    if error.pgcode == READ_ONLY:
+        return not is_readonly
+    if error.pgcode is None:
+        return bool(conn.closed) and isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+    return says_server_goes(error.pgcode)
+
+
+def _is_committed_after_all(core: PoolCore, error: psycopg2.Error) -> bool:
+    """Settle a COMMIT in doubt, if it can be."""
+    try:
+        return commit_outcome(error, _Asking(core)) == COMMITTED
+    except psycopg2.Error as failure:
+        if is_interruption(failure):
+            raise
+        logger.warning("pool %r: a COMMIT in doubt couldn't be settled: %s", core.options.name, failure)
+        return False
+
+
+class _Asking:
+    """The pool, for `commit_outcome()`."""
+
+    def __init__(self, core: PoolCore) -> None:
+        self._core = core
+
+    def fetchone(self, query: str, vars: Params = None) -> Any:
+        return run_one_shot(self._core, query, vars, _FETCHONE, None, None)
 
 
 def run_one_shot(
@@ -245,7 +298,7 @@ def run_one_shot(
     conn, is_done = slot.conn, False
     try:
         cur = conn.cursor(None, cursor_factory)
-        is_transaction = not conn.autocommit and slot.settings.puts_more_into_begin
+        is_transaction = not conn.autocommit and (slot.settings.puts_more_into_begin or conn._tells_commit is not None)
         try:
             if is_transaction:
                 with conn.transaction():

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
+from ..connection.connect.credentials import Credentials
 from ..connection.connection import Connection
 from ..connection.remains import Remains
 from ..connection.tracing import STATEMENTS, TracedStatements, Tracer, Tracing
@@ -44,6 +45,7 @@ class PoolCore:
 
     __slots__ = (
         "__weakref__",
+        "_credentials",
         "_give_back",
         "current_task",
         "generation",
@@ -59,6 +61,8 @@ class PoolCore:
         "opens_itself",
         "options",
         "pool",
+        "pooler",
+        "server",
         "stats",
         "tracing",
         "was_opened",
@@ -87,6 +91,10 @@ class PoolCore:
         self.stats = Stats()
         self.was_opened = False
         self.is_closed = True
+        #: What kind of pooler was found in front of the server; None: nobody has looked.
+        self.pooler: str | None = None
+        #: Where the last new connection led to.
+        self.server: object = None
         #: Connections of another generation aren't lent again.
         self.generation = 0
         self._give_back = give_back
@@ -103,6 +111,7 @@ class PoolCore:
         self.mutex = hub().mutex()
         self.workers = Workers()
         self.keeper = Keeper()
+        self._credentials = Credentials(self.options.conninfo, self.options.kwargs)
         #: Set when there are `min_size` connections, to True, and when no connection is being reset.
         self.when_filled: list[Event] = []
         self.when_at_rest: list[Event] = []
@@ -113,6 +122,13 @@ class PoolCore:
         self.current_task = hub().current
         self.hold = hub().hold
         self.now = hub().now
+
+    def credentials(self) -> Credentials:
+        """What the options say now of how to connect. Doesn't suspend."""
+        options, credentials = self.options, self._credentials
+        if not credentials.are_of(options.conninfo, options.kwargs):
+            credentials = self._credentials = Credentials(options.conninfo, options.kwargs)
+        return credentials
 
     def open_by(self, opener: Opener) -> None:
         """Before the first connection is opened."""
@@ -268,6 +284,14 @@ class PoolCore:
         """[mutex] What is there now isn't lent again. Returns the slots whose connections are to be closed."""
         self.generation += 1
         return self.ledger.remove_idle()
+
+    def note_pooler(self, mode: str) -> None:
+        """That's what there is in front of the server."""
+        self.pooler = mode
+
+    def lead_to(self, server: object) -> None:
+        """A new connection led to that server."""
+        self.server = server
 
     def suspect_all(self) -> None:
         """A connection was found lost: those that are older need a ping before they're lent again."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 
 import psycopg2
+import psycopg2.errors
 from psycopg2 import extensions
 
 from ..connection.connection import Connection
+from ..connection.cursor import Cursor
 from ..connection.interrupting import cut_off
 from ..connection.lazy_begin import execute_alone
 from ..connection.remains import Remains, say_goodbye
@@ -17,6 +19,8 @@ logger = logging.getLogger("greenpg.pool")
 
 IDLE_STATUS = extensions.TRANSACTION_STATUS_IDLE
 READY = extensions.STATUS_READY
+#: psycopg2's `closed` after a failure; after `close()` it's 1.
+LOST = 2
 _STATUS_NAMES = {
     extensions.TRANSACTION_STATUS_IDLE: "IDLE",
     extensions.TRANSACTION_STATUS_ACTIVE: "ACTIVE",
@@ -57,6 +61,20 @@ def ping(conn: Connection) -> None:
     no transaction behind."""
     with conn.cursor() as cur, conn.deadline(PING_TIMEOUT):
         execute_alone(conn, cur, "SELECT 1", None)
+
+
+_IS_READ_ONLY = """\
+SELECT pg_catalog.pg_is_in_recovery() OR (setting = 'on' AND source NOT IN ('client', 'session'))
+FROM pg_catalog.pg_settings WHERE name = 'default_transaction_read_only'"""
+
+
+def check_writable(conn: Connection) -> None:
+    """Raise `psycopg2.errors.ReadOnlySqlTransaction` if the server takes no writes, unless it is this session that
+    wants it so. Suspends as `ping()` does."""
+    with conn.cursor(cursor_factory=Cursor) as cur, conn.deadline(PING_TIMEOUT):
+        execute_alone(conn, cur, _IS_READ_ONLY, None)
+        if cur.fetchone() == (True,):
+            raise psycopg2.errors.ReadOnlySqlTransaction("the server takes no writes any more")
 
 
 def close_quietly(conn: Connection) -> Remains | None:

@@ -14,7 +14,8 @@ from ..connection.tracing import Tracing
 from ..errors import DeadlineExceeded, PoolClosed, PoolTimeout, TooManyRequests, is_interruption
 from ..hubs import Event, hub
 from .core import PoolCore
-from .health import PING_TIMEOUT, is_alive, ping
+from .failover import prove
+from .health import PING_TIMEOUT, is_alive
 from .lifecycle import open_if_needed
 from .opening import Backoff, describe, replace, start_workers
 from .options import check_not_negative
@@ -231,8 +232,7 @@ def _is_healthy(core: PoolCore, slot: Slot, deadline: float) -> bool:
         if needs_ping or options.check is not None:
             with conn.deadline(min(max((deadline - started) * _SHARE_OF_CHECKS, _SHORTEST_CHECK), PING_TIMEOUT)):
                 if needs_ping:
-                    ping(conn)
-                    slot.proved()
+                    prove(slot)
                 if options.check is not None:
                     options.check(conn)
     except Exception as error:

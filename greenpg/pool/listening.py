@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable
 from typing import Any
 
-from ..connection.cursor import Cursor
+from ..connection.connect.credentials import Credentials
+from ..connection.connect.dsn import checked_dsn
 from ..errors import PoolClosed
 from ..shared.channels import checked_channel, checked_payload
 from ..shared.listener import Listener
 from ..shared.subscription import Subscription
-from .contexts import CursorContext
+from .contexts import run_one_shot
 from .core import PoolCore
 from .lifecycle import open_if_needed
-from .options import ConnectKwargs, for_libpq
+from .options import for_libpq
+from .pooler import can_be_servers, find_mode, lends_sessions, refused
+
+_ROWCOUNT = operator.attrgetter("rowcount")
 
 
 class Listening:
@@ -27,34 +32,47 @@ class Listening:
         """`pool.listen()`. Suspends until the server listens."""
         core, options = self._core, self._core.options
         open_if_needed(core)
+        if self._listener is None:
+            with core.mutex:
+                pids = [slot.conn.info.backend_pid for slot in core.ledger.slots if slot.conn and not slot.conn.closed]
+            self._check_pooler(pids[0] if pids else None)
         with core.mutex:
             if core.is_closed:
                 raise PoolClosed(f"the pool {options.name!r} is already closed")
             if self._listener is None:
-                self._listener = Listener(
-                    options.conninfo, kwargs=_for_listener(options.kwargs), timeout=options.timeout, name=options.name
-                )
-        return self._listener.subscribe(*channels, timeout=timeout, max_pending=max_pending)
+                self._listener = Listener(timeout=options.timeout, name=options.name)
+                self._listener._take_credentials(self._connect_with)
+        subscription = self._listener.subscribe(*channels, timeout=timeout, max_pending=max_pending)
+        if core.pooler is None:
+            try:
+                self._check_pooler(self._listener.backend_pid)
+            except BaseException:
+                subscription.close()
+                raise
+        return subscription
+
+    def _check_pooler(self, pid: int | None) -> None:
+        """NotSupportedError if a pooler wouldn't let the server's session be kept. `pid`: of one of the connections."""
+        core, options = self._core, self._core.options
+        if options.direct_conninfo is not None or (options.pooler is None and (pid is None or can_be_servers(pid))):
+            return
+        mode = find_mode(core, None)
+        if not lends_sessions(mode):
+            raise refused(mode, "LISTEN is of a session: name the server itself by direct_conninfo=")
 
     def notify(self, channel: str, payload: str, timeout: float | None) -> None:
         """`pool.notify()`. Suspends."""
         checked_channel(channel)
         checked_payload(payload)
-        block: CursorContext[Cursor] = CursorContext(self._core, None, timeout)
-        with block as cur:
-            cur.execute("SELECT pg_notify(%s, %s)", (channel, payload))
+        run_one_shot(self._core, "SELECT pg_notify(%s, %s)", (channel, payload), _ROWCOUNT, None, timeout)
 
     def close(self, timeout: float) -> None:
         """Suspends as `Listener.close()` does."""
         if self._listener is not None:
             self._listener.close(timeout)
 
-
-def _for_listener(kwargs: ConnectKwargs | None) -> Mapping[str, Any] | Callable[[], Mapping[str, Any]]:
-    if not callable(kwargs):
-        return for_libpq(kwargs or {})
-
-    def find_kwargs() -> Mapping[str, Any]:
-        return for_libpq(kwargs())
-
-    return find_kwargs
+    def _connect_with(self, connect: Callable[[str], Any]) -> Any:
+        credentials, direct = self._core.credentials(), self._core.options.direct_conninfo
+        if direct is not None:
+            credentials = Credentials(direct, None)
+        return credentials.connect(lambda conninfo, kwargs: connect(checked_dsn(conninfo, **for_libpq(kwargs))))

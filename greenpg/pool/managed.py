@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from psycopg2 import extensions
 
+from ..connection.connect.credentials import ConnectKwargs, Conninfo
 from ..connection.connection import Connection
 from ..connection.tracing import OnEvent, Tracer, checked_tracers
 from ..errors import is_interruption
@@ -21,10 +22,9 @@ from .lifecycle import close_pool, open_pool, survive_forks, wait_until_filled
 from .listening import Listening
 from .loans import Loan, loans_of
 from .options import (
-    ConnectKwargs,
-    Conninfo,
     ConnT,
     FailFast,
+    Pooler,
     PoolOptions,
     Reset,
     check_not_negative,
@@ -106,6 +106,8 @@ class ManagedPool(Generic[ConnT]):
         statement_deadline: float | None = None,
         histograms: bool = False,
         leak_after: float | None = None,
+        pooler: Pooler | None = None,
+        direct_conninfo: Conninfo | None = None,
         on_event: OnEvent = None,
     ) -> None:
         sizes = self._check_size(self._default_min_size if min_size is None else min_size, max_size)
@@ -129,6 +131,8 @@ class ManagedPool(Generic[ConnT]):
             check_idle=check_idle,
             statement_deadline=statement_deadline,
             leak_after=leak_after,
+            pooler=pooler,
+            direct_conninfo=direct_conninfo,
         )
         self._core = PoolCore(
             self,

@@ -5,7 +5,6 @@ A task has the pool's core by a weak reference while it waits: a pool that is fo
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 import random
@@ -15,11 +14,13 @@ from typing import Any
 from ..connection.connect.connecting import connect_as_instrumented
 from ..connection.connect.dsn import checked_dsn
 from ..connection.connection import Connection
-from ..errors import is_interruption
+from ..errors import copied, is_interruption
 from ..hubs import hub
 from .core import Opener, PoolCore
+from .failover import note_server, watch_ending
 from .health import IDLE_STATUS, status_name
-from .options import PoolOptions, for_libpq
+from .options import for_libpq
+from .pooler import set_up
 from .slot import CLOSED, Slot
 from .tasks import Workers
 
@@ -73,7 +74,9 @@ def replace(core: PoolCore, slot: Slot, is_silent: bool = False) -> None:
     if remains is None:
         start_workers(core)
     else:
-        remains.when_over(functools.partial(_ended, weakref.ref(core), slot))
+        ended = functools.partial(_ended, weakref.ref(core), slot)
+        remains.when_over(ended)
+        watch_ending(slot, ended)
 
 
 def _ended(core_ref: weakref.ref[PoolCore], slot: Slot) -> None:
@@ -152,7 +155,9 @@ def _try_to_open(core: PoolCore, slot: Slot, backoff: Backoff) -> float | None:
     with core.mutex:
         core.workers.succeeded()
     is_added = core.add(slot, conn)
-    if not is_added:
+    if is_added:
+        note_server(core, slot, conn)
+    else:
         core.close_connection(slot, conn)
     if tracing and event:
         event.connection = conn
@@ -190,15 +195,6 @@ def _answer_head(core: PoolCore, slot: Slot, error: Exception) -> float | None:
     return None
 
 
-def copied(error: Exception) -> Exception:
-    """A copy to be raised: each task adds its own traceback. The error itself if it can't be copied."""
-    try:
-        copied_error = copy.copy(error)
-    except Exception:
-        return error
-    return copied_error if type(copied_error) is type(error) else error
-
-
 def _give_up(core: PoolCore, slot: Slot) -> None:
     with core.mutex:
         core.ledger.move(slot, CLOSED)
@@ -214,17 +210,12 @@ def _give_up(core: PoolCore, slot: Slot) -> None:
         logger.exception("pool %r: reconnect_failed raised", options.name)
 
 
-def dsn_of(options: PoolOptions) -> str:
+def dsn_of(core: PoolCore) -> str:
     """Where a new connection would be made to; functions that say it are called."""
-    conninfo, kwargs = _connecting_of(options)
+    conninfo, kwargs = core.credentials().get()
     keywords = for_libpq(kwargs)
     keywords.pop("total_connect_timeout", None)
     return checked_dsn(conninfo, **keywords)
-
-
-def _connecting_of(options: PoolOptions) -> tuple[str, dict[str, Any]]:
-    conninfo = options.conninfo() if callable(options.conninfo) else options.conninfo
-    return conninfo, dict((options.kwargs() if callable(options.kwargs) else options.kwargs) or {})
 
 
 def _open(opener: Opener, slot: Slot) -> Connection:
@@ -236,13 +227,16 @@ def _open(opener: Opener, slot: Slot) -> Connection:
 def connect_for(core: PoolCore, slot: Slot) -> Connection:
     """A new connection, configured. Suspends."""
     options = core.options
-    conninfo, kwargs = _connecting_of(options)
-    conn: Connection = connect_as_instrumented(
-        checked_dsn(conninfo, **for_libpq(kwargs)), options.connection_class, kwargs.get("cursor_factory")
-    )
+
+    def connect(conninfo: str, kwargs: dict[str, Any]) -> tuple[Connection, dict[str, Any]]:
+        dsn = checked_dsn(conninfo, **for_libpq(kwargs))
+        return connect_as_instrumented(dsn, options.connection_class, kwargs.get("cursor_factory")), kwargs
+
+    conn, kwargs = core.credentials().connect(connect)
     try:
         if kwargs.get("autocommit"):
             conn.autocommit = True
+        set_up(core, conn)
         if options.statement_deadline is not None:
             conn.statement_deadline = options.statement_deadline
         if core.tracing is not None:

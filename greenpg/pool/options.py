@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from psycopg2 import extensions
 
+from ..connection.connect.credentials import ConnectKwargs, Conninfo
 from ..connection.connect.dsn import checked_dsn
 from ..connection.connection import Connection
 from ..connection.deadlines import checked_seconds
@@ -22,10 +23,10 @@ else:
 
     ConnT = TypeVar("ConnT", bound=extensions.connection, covariant=True)  # noqa: PLC0105
 
-Conninfo = str | Callable[[], str]
-ConnectKwargs = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 ConnectionCallback = Callable[[Any], object]
 Reset = Literal["rollback", "session"]
+#: What a pooler in front of the server lends its connections for; see pooler.py.
+Pooler = Literal["none", "session", "transaction", "statement"]
 FailFast = bool | Callable[[Exception], object]
 
 #: Keywords that greenpg or psycopg2 take for themselves; the others go into the connection string.
@@ -66,6 +67,10 @@ class PoolOptions:
     fail_fast: FailFast
     statement_deadline: float | None
     leak_after: float | None
+    #: None: it is found out when it matters.
+    pooler: Pooler | None
+    #: Where LISTEN connects to.
+    direct_conninfo: Conninfo | None
     #: What follows from `reset` and `check`, for those who come by all the time: nothing but an open transaction has to
     #: be ended; the seconds after its return for which a connection is taken to be alive without a look.
     only_rolls_back: bool = field(init=False)
@@ -81,6 +86,12 @@ class PoolOptions:
             checked_seconds(self.statement_deadline)
         if not (self.reset is None or callable(self.reset) or self.reset in ("rollback", "session")):
             raise ValueError(f'reset must be "rollback", "session" or a function, not {self.reset!r}')
+        if self.pooler not in (None, "none", "session", "transaction", "statement"):
+            raise ValueError(f'pooler must be "session", "transaction", "statement" or "none", not {self.pooler!r}')
+        if self.pooler in ("transaction", "statement") and self.reset == "session":
+            raise ValueError(
+                f'reset="session" can\'t be behind a pooler in {self.pooler} mode: there is no session to be reset'
+            )
         object.__setattr__(self, "only_rolls_back", self.reset is None or self.reset == "rollback")
         object.__setattr__(self, "unchecked_seconds", _UNCHECKED if self.check is None else -1.0)
 

@@ -43,7 +43,10 @@ class ConnectionPool(ManagedPool[ConnT]):
     Parameters, as psycopg_pool's (sizes count connections, times are in seconds):
 
     - `conninfo`, `kwargs`: how to connect: a libpq connection string, and keywords for `greenpg.connect` (plus
-      `autocommit`). Each may be a callable, called for every new connection.
+      `autocommit`). Each may be a callable (an IAM token, a password that is rotated): it returns the value, for one
+      connection, or `(value, expiry)`, for all until then; `expiry` is seconds from now, or an aware datetime. One call
+      at a time, however many connections are opened. When the server refuses the login (28P01, 28000), it is called
+      anew, and connecting is tried once more at once.
     - `connection_class`: `greenpg.Connection` or any subclass of psycopg2's connection.
     - `min_size` (4): kept open. `max_size` (None: `min_size`): never exceeded, connections being opened included.
     - `open`: True opens the pool at once (connecting goes on in the background), False waits for `open()` or `with`,
@@ -74,6 +77,11 @@ class ConnectionPool(ManagedPool[ConnT]):
     - `leak_after` (None: off): a connection that is held for longer is reported in the log, with its holder and the
       stack where it was taken.
 
+    - `pooler` (None: found out when it matters): the `pool_mode` of a PgBouncer, or its like, in front of the server:
+      "session", "transaction", "statement"; "none". In transaction mode, what a session keeps (SET, LISTEN, temporary
+      tables, session-level advisory locks, ...) is refused with `psycopg2.NotSupportedError`, and nothing is reset; in
+      statement mode, transactions are refused, too, and connections are in autocommit.
+    - `direct_conninfo` (None): how `listen()` connects, past the pooler: a conninfo of the server itself.
     - `on_event` (None): a function that is called with each `TraceEvent` when it is over, or a `Tracer` that is also
       told of beginnings, or a list of them. Loans and statements that no tracer wants to know of cost nothing.
 
@@ -109,8 +117,8 @@ class ConnectionPool(ManagedPool[ConnT]):
     ) -> TransactionContext[ConnT]:
         """`with pool.transaction() as conn:` lends a connection for a block that is a transaction.
 
-        Options and behaviour of `conn.transaction()`: `isolation_level`, `readonly`, `deferrable`, `force_rollback`.
-        Suspends as `connection()` does.
+        Options and behaviour of `conn.transaction()`: `isolation_level`, `readonly`, `deferrable`, `force_rollback`,
+        `settle`. Suspends as `connection()` does.
         """
         return TransactionContext(self._core, timeout, options)
 
@@ -122,13 +130,20 @@ class ConnectionPool(ManagedPool[ConnT]):
         timeout: float | None = None,
         **options: Unpack[TransactionOptions],
     ) -> T | None:
-        """`function(conn)` in a transaction of its own, repeated if that fails by a serialization failure or deadlock.
+        """`function(conn)` in a transaction of its own, repeated if that fails by a serialization failure or deadlock,
+        or because the server goes, is lost or takes no writes any more: always with the transaction undone.
 
         Returns its result, None if it raised `greenpg.Rollback`. After `attempts` (default 5) failures of that kind,
         with growing, jittered pauses of 5 ms to 1 s in between, the last one is raised, its text saying how often it
-        was tried. Everything else is raised at once. `options` are `transaction()`'s. Suspends.
+        was tried. Everything else is raised at once, also what leaves the COMMIT in doubt; with `settle=True` the
+        server is asked then what has become of it. `options` are `transaction()`'s. Suspends.
         """
-        return run_repeatedly(self._core, function, attempts, timeout, options)
+        core = self._core
+
+        def make_block() -> TransactionContext[ConnT]:
+            return TransactionContext(core, timeout, options)
+
+        return run_repeatedly(core, function, attempts, make_block, bool(options.get("readonly")))
 
     # -- one statement, one round trip
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from ..connection.connect.credentials import Conninfo
 from ..connection.connect.dsn import masked_dsn
 from ..hubs import hub
 from .pool import ConnectionPool
-
-Conninfo = str | Callable[[], str]
 
 P = ParamSpec("P")
 Pool = TypeVar("Pool", bound=ConnectionPool[Any])

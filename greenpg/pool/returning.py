@@ -14,16 +14,17 @@ from ..connection.tracing import Tracing
 from ..errors import is_interruption
 from ..hubs import hub
 from .core import PoolCore
-from .health import IDLE_STATUS, READY, status_name
+from .failover import doubt_all
+from .health import IDLE_STATUS, LOST, READY, status_name
 from .opening import describe, replace
+from .pooler import find_mode, lends_sessions
 from .slot import IDLE, RESETTING, Slot
 
 logger = logging.getLogger("greenpg.pool")
 
-_CLOSED_BY_USER = 1  # psycopg2's `closed` is 2 after a failure
-
 #: SQLSTATEs after which a connection isn't lent again: the server is going, or it isn't the primary any more.
-_EVICTING = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25006"})
+READ_ONLY = "25006"
+_EVICTING = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", READ_ONLY})
 
 #: Seconds that the session reset may take.
 _RESET_TIMEOUT = 10.0
@@ -131,18 +132,25 @@ def _take_back(core: PoolCore, slot: Slot, lent_at: float, holder: str) -> None:
         )
 
 
+def says_server_goes(code: str | None) -> bool:
+    """Whether the SQLSTATE says that the server is going, isn't the primary, or can't be reached."""
+    return code is not None and (code in _EVICTING or code.startswith("08"))
+
+
 def note_error(core: PoolCore, slot: Slot, error: BaseException) -> None:
     """Look whether the error that a block raised says that its connection shouldn't be lent again. Doesn't suspend."""
     code = getattr(error, "pgcode", None)
     if code is None or not isinstance(error, psycopg2.Error):
         return
     conn = slot.conn
-    if code == "25006" and not conn.closed and conn.readonly:
+    if code == READ_ONLY and not conn.closed and conn.readonly:
         return  # the user's own doing
-    if code in _EVICTING or code.startswith("08"):
+    if says_server_goes(code):
         logger.warning("pool %r: evicting a connection after error %s: %s", core.options.name, code, conn)
         slot.condemn()
         core.suspect_all()
+        if code == READ_ONLY:
+            doubt_all(core)
         core.note_eviction(conn, f"error {code}")
 
 
@@ -193,7 +201,7 @@ def _clean(core: PoolCore, slot: Slot) -> bool:
         core.stats.returns_bad += 1
         logger.warning("pool %r: discarding closed connection: %s", options.name, conn)
         core.note_eviction(conn, "it was closed")
-        if conn.closed != _CLOSED_BY_USER:
+        if conn.closed == LOST:
             core.suspect_all()
         return False
     if status == extensions.TRANSACTION_STATUS_ACTIVE:
@@ -204,9 +212,11 @@ def _clean(core: PoolCore, slot: Slot) -> bool:
     try:
         with DeadlineBlock(conn._gate, ROLLBACK_TIMEOUT):
             _roll_back(core, conn, status)
-        if slot.expires_at <= core.now() or slot.generation != core.generation:
+        if slot.expires_at <= core.now() or slot.true_generation != core.generation:
             logger.info("pool %r: discarding expired connection", options.name)
             return False
+        if slot.is_doubted:
+            slot.suspect()  # since the return looked like a sign of life
         if options.reset == "session":
             conn._put_back(slot.bare_settings)
         elif conn._has_altered_settings or conn.notices or conn.notifies:
@@ -243,7 +253,7 @@ def _reset(core: PoolCore, conn: Connection) -> bool:
     try:
         if callable(options.reset):
             options.reset(conn)
-        else:
+        elif lends_sessions(find_mode(core, conn)):
             with DeadlineBlock(conn._gate, _RESET_TIMEOUT):
                 reset_session(conn)
             if options.configure is not None:

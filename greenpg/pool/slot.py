@@ -39,6 +39,11 @@ TRANSITIONS = {
 _CONDEMNED = -1
 
 
+def _doubted(generation: int) -> int:
+    """The number, of no pool, that a generation has while a connection is in doubt; and back again."""
+    return 2 * _CONDEMNED - generation
+
+
 class Lending(Protocol):
     """What a slot knows of the pool that has lent it."""
 
@@ -67,6 +72,7 @@ class Slot:
         "notifies",
         "opened_at",
         "record",
+        "server",
         "settings",
         "stack",
         "state",
@@ -101,6 +107,8 @@ class Slot:
         #: The connection's lists of messages, unless its `_has_altered_settings`: a property takes longer to ask.
         self.notices: Sequence[Any] = ()
         self.notifies: Sequence[Any] = ()
+        #: Host, address and port of its server.
+        self.server = ("", "", "")
         #: What the pool's opener (core.py) keeps of the connection.
         self.record: Any = None
         #: The stack where it was taken, if leaks are looked for.
@@ -124,9 +132,14 @@ class Slot:
         self.expires_at = expires_at
         self.unchecked_until = unchecked_until
 
+    def leads_to(self, server: tuple[str, str, str]) -> None:
+        """That's where its connection is made to."""
+        self.server = server
+
     def proved(self) -> None:
         """A ping has come back."""
         self.is_suspect = False
+        self.generation = self.true_generation
 
     def condemn(self) -> None:
         """The connection isn't to be lent again, but replaced when it comes back."""
@@ -136,6 +149,21 @@ class Slot:
         """The connection needs a ping before it is lent again."""
         self.is_suspect = True
         self.unchecked_until = 0.0
+
+    def doubt(self) -> None:
+        """The server may have stopped taking writes: it is to be asked before the connection is lent again."""
+        self.suspect()
+        if self.generation > _CONDEMNED:
+            self.generation = _doubted(self.generation)
+
+    @property
+    def is_doubted(self) -> bool:
+        return self.generation < _CONDEMNED
+
+    @property
+    def true_generation(self) -> int:
+        """The generation, without the doubts."""
+        return _doubted(self.generation) if self.is_doubted else self.generation
 
     def describe_holder(self) -> str:
         """Who has it, for messages."""

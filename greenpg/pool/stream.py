@@ -14,6 +14,7 @@ from ..errors import ConnectionInUse
 from .contexts import finish, leave_by_task
 from .core import PoolCore
 from .lending import lend
+from .pooler import forbid_transactions
 from .slot import Slot
 
 RowT = TypeVar("RowT")
@@ -109,6 +110,7 @@ class Stream(Generic[RowT]):
 
     def _begin(self) -> None:
         self._has_begun = True
+        forbid_transactions(self._core)
         self._slot = slot = lend(self._core, self._timeout)
         self._lent_at = slot.lent_at
         conn = slot.conn

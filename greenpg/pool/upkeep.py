@@ -12,7 +12,7 @@ import weakref
 from ..errors import is_interruption
 from ..hubs import hub
 from .core import PoolCore
-from .health import ping
+from .failover import prove
 from .opening import describe, replace, start_workers
 from .slot import LENT, RESETTING, Slot
 from .tasks import Keeper
@@ -104,7 +104,7 @@ def check_idle_connections(core: PoolCore) -> None:
             checked.add(slot)
             core.ledger.move(slot, RESETTING)
         try:
-            is_good = slot.expires_at > core.now() and slot.generation == core.generation and _pings(core, slot)
+            is_good = slot.expires_at > core.now() and slot.true_generation == core.generation and _pings(core, slot)
         except BaseException:
             replace(core, slot)
             raise
@@ -155,7 +155,7 @@ def resume(core: PoolCore) -> None:
 
 def _pings(core: PoolCore, slot: Slot) -> bool:
     try:
-        ping(slot.conn)
+        prove(slot)
     except Exception as error:
         if is_interruption(error):
             raise
@@ -163,5 +163,4 @@ def _pings(core: PoolCore, slot: Slot) -> bool:
         logger.warning("pool %r: discarding broken connection: %s", core.options.name, str(error).strip())
         core.note_eviction(slot.conn, f"it failed its check: {describe(error)}")
         return False
-    slot.proved()
     return True

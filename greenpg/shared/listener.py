@@ -6,10 +6,9 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
 
+from ..connection.connect.credentials import ConnectKwargs, Conninfo, Credentials
 from ..connection.connect.dsn import checked_dsn, masked_dsn
 from ..connection.patching import check_patched
 from ..errors import ListenerClosed, WaitTimeout
@@ -17,7 +16,7 @@ from ..hubs import hub
 from .channels import checked_channel, checked_payload
 from .commands import NotifyCommand
 from .mailbox import Mailbox
-from .reader import Reader
+from .reader import ConnectWith, Reader
 from .subscription import Subscription
 
 logger = logging.getLogger("greenpg.listener")
@@ -41,7 +40,7 @@ class Listener:
     counts them; it never holds up the others.
 
     - `conninfo`, `kwargs`: how to connect: a libpq connection string, and more of its keywords. Each may be a callable,
-      called for every new connection.
+      as a pool's.
     - `max_pending` (10,000): how many notifications may wait for one subscriber.
     - `timeout` (30): seconds that `subscribe()` and `notify()` wait by default.
     - `heartbeat` (30): seconds after which a silent server is asked for a sign of life.
@@ -54,9 +53,9 @@ class Listener:
 
     def __init__(
         self,
-        conninfo: str | Callable[[], str] = "",
+        conninfo: Conninfo = "",
         *,
-        kwargs: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+        kwargs: ConnectKwargs | None = None,
         max_pending: int = 10_000,
         timeout: float = 30.0,
         heartbeat: float = 30.0,
@@ -71,12 +70,12 @@ class Listener:
         self.timeout = timeout
         self._heartbeat = heartbeat
 
-        def find_dsn() -> str:
-            more = kwargs() if callable(kwargs) else kwargs
-            return checked_dsn(conninfo() if callable(conninfo) else conninfo, **(more or {}))
-
-        self._find_dsn = find_dsn
-        self._shown_dsn = "" if callable(conninfo) or callable(kwargs) else masked_dsn(find_dsn())
+        credentials = Credentials(conninfo, kwargs)
+        self._connect_with: ConnectWith = lambda connect: credentials.connect(
+            lambda found, more: connect(checked_dsn(found, **more))
+        )
+        is_known = not (callable(conninfo) or callable(kwargs))
+        self._shown_dsn = masked_dsn(self._connect_with(str)) if is_known else ""
         self._reader = self._new_reader()
         self._closed = False
 
@@ -198,8 +197,13 @@ class Listener:
         state = "closed" if self.closed else "connected" if self.connected else "not connected"
         return f"<{type(self).__module__}.{type(self).__qualname__} {self.name!r} {self._shown_dsn!r} {state}>"
 
+    def _take_credentials(self, connect_with: ConnectWith) -> None:
+        """Before its first use: connect by those of somebody else, a pool."""
+        self._connect_with = connect_with
+        self._reader = self._new_reader()
+
     def _new_reader(self) -> Reader:
-        return Reader(self._find_dsn, self.name, self._heartbeat)
+        return Reader(self._connect_with, self.name, self._heartbeat)
 
     def _reader_here(self) -> Reader:
         if self._reader.pid != os.getpid():

@@ -15,6 +15,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import psycopg2
 from psycopg2 import extensions
@@ -39,12 +40,15 @@ _FIRST_DELAY, _LONGEST_DELAY, _LONGEST_DELAY_WITH_SUBSCRIBERS = 0.1, 10.0, 0.25
 
 _OK, _READ, _WRITE = extensions.POLL_OK, extensions.POLL_READ, extensions.POLL_WRITE
 
+#: Calls the function with the connection string; again with another one if the login was refused, and that helps.
+ConnectWith = Callable[[Callable[[str], Any]], Any]
+
 
 class Reader:
     """The state that the reader and the subscribers share. Methods marked [mutex] are called with the mutex held."""
 
-    def __init__(self, find_dsn: Callable[[], str], name: str, heartbeat: float) -> None:
-        self._find_dsn = find_dsn
+    def __init__(self, connect_with: ConnectWith, name: str, heartbeat: float) -> None:
+        self._connect_with = connect_with
         self.name = name
         self._heartbeat = heartbeat
         self.mutex = hub().mutex()
@@ -249,7 +253,7 @@ class Reader:
             if conn is not None and self.is_stopping:
                 raise ListenerClosed(f"the listener {self.name!r} is closed")
 
-        conn = connect_asynchronous(self._find_dsn(), begun)
+        conn: Connection = self._connect_with(lambda dsn: connect_asynchronous(dsn, begun))
         with self.mutex:
             conn.notifies = []
             self._cursor = conn.cursor()

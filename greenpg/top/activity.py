@@ -34,7 +34,7 @@ def activity_of(pools: list[ConnectionPool], statements: bool) -> list[dict[str,
     """For each server of the pools its sessions, in the pool's database. Suspends, for some seconds at most."""
     servers: dict[str, dict[str, Any]] = {}
     for pool in pools:
-        dsn = dsn_of(pool._core.options)
+        dsn = dsn_of(pool._core)
         if dsn in servers:
             servers[dsn]["pools"].append(pool.name)
         else:

@@ -156,7 +156,10 @@ KNOWN = [
     ),
     Rule(
         "what is thrown into such a cursor can only come out of the wait callback, and psycopg2 closes the connection",
-        lambda it: "kill(" in it.step and it.seen.get("conn.closed") == 2,
+        lambda it: (
+            "kill(" in it.step
+            and (it.seen.get("conn.closed") == 2 or ("lent()" in it.step and "plain_function" in it.history))
+        ),
         ends=True,
     ),
     Rule(

@@ -346,6 +346,8 @@ def pools(dsn: str) -> None:
         statement_deadline=10.0,
         histograms=True,
         leak_after=10.0,
+        pooler="none",
+        direct_conninfo=dsn,
         on_event=[SlowStatements(), lambda event: None],
     )
     assert_type(made, ConnectionPool)
@@ -363,8 +365,31 @@ def pools(dsn: str) -> None:
         assert_type(unkept.fetchone("SELECT 1"), "Row | None")
     assert_type(greenpg.get_pool("types", dsn, min_size=0, max_size=1, reset="rollback"), ConnectionPool)
     greenpg.forget_pool("types")
+    a_cluster(dsn)
     greenpg.close_pools(timeout=1.0)
     greenpg.shutdown(timeout=1.0)
+
+
+def a_cluster(dsn: str) -> None:
+    with greenpg.Cluster(dsn, min_size=1, max_lag=None, strategy="least-busy", name="types") as cluster:
+        cluster.open(wait=True)
+        assert_type(cluster.primary, ConnectionPool)
+        with cluster.transaction() as conn:
+            assert_type(conn, Connection)
+        with cluster.transaction(readonly=True) as conn, conn.cursor() as cur:
+            cur.execute("SELECT 1")
+        with cluster.cursor(readonly=True) as cur:
+            assert_type(cur, Cursor)
+        assert_type(cluster.run(Connection.fileno, readonly=True), "int | None")
+        assert_type(cluster.replica.run(Connection.fileno), "int | None")
+        assert_type(cluster.execute("SELECT 1"), int)
+        assert cluster.fetchone("SELECT 1") == (1,) == cluster.replica.fetchall("SELECT 1")[0]
+        assert cluster.fetchval("SELECT 1", readonly=True) == 1 == len(cluster.nodes)
+        assert_type(cluster.token, "str | None")
+        cluster.token = None
+        assert cluster.name == "types"
+    assert cluster.closed
+    cluster.close()
 
 
 def seeing(pool: ConnectionPool) -> None:

@@ -20,8 +20,9 @@ from ..wait_callback import wait_by_poll
 from .client_check import is_refusal, note_taken, options_with_check
 from .dsn import checked_dsn
 from .look_up import Names
-from .route import find_route
-from .watch import ConnectWatch, HostTimedOut, watching
+from .route import Host, find_route
+from .silent import note_answer, note_silent, silent_last
+from .watch import ConnectWatch, HostTimedOut, watching, without_sqlstate
 
 T = TypeVar("T")
 
@@ -74,8 +75,10 @@ def connect(
 
     libpq's `connect_timeout` (whole seconds; from the DSN, a keyword, the service file or PGCONNECT_TIMEOUT) limits
     each address of each host, the look-up of its name included; `total_connect_timeout` (seconds; default: no limit)
-    limits all of them together. For TCP, keepalives and `tcp_user_timeout` have defaults by which a peer that is gone
-    is noticed within about a minute; keywords of these names change them. The server is asked to look every 10 s, while
+    limits all of them together. Of several hosts each has 3 s if nothing is said of `connect_timeout`, and those that
+    said nothing are tried last for a while. For TCP, keepalives and `tcp_user_timeout` have defaults by which a peer
+    that is gone is noticed within about a minute, or ten seconds if there are several hosts; keywords of these names
+    change them. The server is asked to look every 10 s, while
     it works, whether this side is still there (`client_connection_check_interval`, PostgreSQL 14 and later), unless
     libpq's `options` say something of that: `options="-c client_connection_check_interval=0"`.
     """
@@ -174,16 +177,22 @@ def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable
         raise psycopg2.OperationalError("\n".join(failures))
     options = options_with_check(route)
     task = hub().current()
+    sqlstate: str | None = None
     while True:
-        watch = ConnectWatch(route.timeout, deadline)
+        hosts = silent_last(hosts)
+        watch = ConnectWatch(route.timeout, deadline, spares_silent=route.is_default_timeout)
         try:
             with watching(task, watch):
                 conn = connect_to(route.dsn_to(hosts, options))
+            note_answer(watch.current)
             if options is not None:
                 note_taken(route)
+            if isinstance(conn, Connection) and conn.notices:
+                conn.notices[:] = [without_sqlstate(notice)[0] for notice in conn.notices]
             return conn
         except HostTimedOut:
-            host = watch.timed_out(hosts)
+            host = watch.current_of(hosts)
+            note_silent(host)
             failures.append(f"connection to {host} failed: timeout expired")
             hosts = [other for other in hosts if other is not host]
         except psycopg2.OperationalError as error:
@@ -192,10 +201,22 @@ def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable
             if options is not None and is_refusal(route, str(error)):
                 options = None
                 continue
-            failures.append(watch.complete(str(error)))
-            hosts = []
+            message, sqlstate = without_sqlstate(str(error))
+            failures.append(watch.complete(message))
+            hosts = _not_tried(hosts, watch) if sqlstate is None and not names.gives_all else []
         if deadline is None or time.monotonic() < deadline:
             hosts = hosts or names.next_hosts()
             if hosts:
                 continue
-        raise psycopg2.OperationalError("\n".join(failures))
+        raise _error(failures, sqlstate)
+
+
+def _not_tried(hosts: list[Host], watch: ConnectWatch) -> list[Host]:
+    """libpq doesn't go on when a host accepts and hangs up, as a proxy without a server behind it does."""
+    return hosts[hosts.index(watch.current_of(hosts)) + 1 :] if hosts else []
+
+
+def _error(failures: list[str], sqlstate: str | None) -> psycopg2.OperationalError:
+    error = psycopg2.OperationalError("\n".join(failures))
+    error.__setstate__({"pgcode": sqlstate})  # type: ignore[no-untyped-call]
+    return error

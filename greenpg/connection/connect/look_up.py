@@ -111,7 +111,8 @@ class Names:
             share = _DEFAULT_SHARE
         ends = [end for end in (deadline, None if share is None else now + share) if end is not None]
         self._share_ends = min(ends, default=None)
-        self._gives_all = any(route.options.get(name) == value for name, value in _CHOOSING.items())
+        #: libpq chooses among the hosts.
+        self.gives_all = any(route.options.get(name) == value for name, value in _CHOOSING.items())
         self._left = [(host, _look_up(host.name) if host.needs_look_up else None) for host in route.hosts]
         self._late: list[tuple[Host, _LookUp]] = []
         #: What went wrong, as libpq says it.
@@ -121,7 +122,7 @@ class Names:
         """The next hosts that are known, in their order, all addresses of each. None: there are no more. Suspends."""
         found: list[Host] = []
         until = self._share_ends
-        everything = everything or self._gives_all
+        everything = everything or self.gives_all
         while self._left:
             host, look_up = self._left[0]
             if look_up is not None and not look_up.is_over and not _wait(look_up, until):

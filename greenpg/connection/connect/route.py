@@ -25,6 +25,17 @@ NETWORK_DEFAULTS = {
 }
 
 
+#: The same where there are several hosts, one of which may take over: about ten seconds.
+SEVERAL_HOSTS_DEFAULTS = {
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
+#: Seconds that each of several hosts has if there is no `connect_timeout`.
+SEVERAL_HOSTS_TIMEOUT = 3.0
+
+
 @dataclass(frozen=True)
 class Host:
     """One place to connect to: elements of libpq's `host`, `hostaddr` and `port` lists."""
@@ -57,6 +68,8 @@ class Route:
     #: Seconds for each host; None: no limit.
     timeout: float | None
     options: dict[str, str]
+    #: Nobody has asked for that timeout.
+    is_default_timeout: bool = False
 
     def dsn_to(self, hosts: list[Host], options: str | None = None) -> str:
         """The connection string for these hosts; with other `options` for the server, unless None."""
@@ -66,7 +79,8 @@ class Route:
             changes["hostaddr"] = ",".join(host.address for host in hosts)
             changes["port"] = ",".join(host.port for host in hosts)
         if any(not host.is_unix for host in hosts) and self.options.get("keepalives") != "0":
-            changes |= {name: value for name, value in NETWORK_DEFAULTS.items() if name not in self.options}
+            defaults = SEVERAL_HOSTS_DEFAULTS if len(self.hosts) > 1 else NETWORK_DEFAULTS
+            changes |= {name: value for name, value in defaults.items() if name not in self.options}
         return str(extensions.make_dsn(self.dsn, **changes)) if changes else self.dsn
 
 
@@ -93,6 +107,8 @@ def find_route(dsn: str) -> Route:
     hosts = []
     if len(names) == len(addresses) == len(ports):
         hosts = [Host(*host) for host in zip(names, addresses, ports, strict=True)]
+    if len(hosts) > 1 and options.get("connect_timeout") is None:
+        return Route(dsn, hosts, SEVERAL_HOSTS_TIMEOUT, options, is_default_timeout=True)
     return Route(dsn, hosts, _timeout(options.get("connect_timeout")), options)
 
 

@@ -1,0 +1,1 @@
+"""Floor 6: a primary and its replicas, as one object."""

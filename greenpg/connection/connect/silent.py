@@ -1,0 +1,41 @@
+"""Hosts that said nothing the last time: they are tried last for a while, and don't get all of the time.
+
+So a primary whose host is gone, the first in the connection string, costs its seconds once, and not each connection.
+"""
+
+from __future__ import annotations
+
+import time
+
+from .route import Host
+
+#: Seconds for which it's remembered, and that such a host gets where nobody has set a `connect_timeout`.
+_REMEMBERED, SHORT_TIMEOUT = 30.0, 1.0
+
+_silent_until: dict[tuple[str, str], float] = {}
+
+
+def note_silent(host: Host) -> None:
+    """It has had its time. Not counted anew for one that had little: after a while it gets all of it again."""
+    if not is_silent(host):
+        _silent_until[_key(host)] = time.monotonic() + _REMEMBERED
+
+
+def note_answer(host: Host | None) -> None:
+    """A connection to it was made."""
+    if host is not None and _silent_until:
+        _silent_until.pop(_key(host), None)
+
+
+def is_silent(host: Host) -> bool:
+    """Whether it said nothing a short while ago."""
+    return bool(_silent_until) and _silent_until.get(_key(host), 0.0) > time.monotonic()
+
+
+def silent_last(hosts: list[Host]) -> list[Host]:
+    """The hosts in their order, but those last."""
+    return sorted(hosts, key=is_silent) if _silent_until else hosts
+
+
+def _key(host: Host) -> tuple[str, str]:
+    return host.address or host.name, host.port
