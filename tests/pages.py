@@ -35,7 +35,7 @@ _PART = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _URI = re.compile(r"""(?<=["'])(postgresql(?:\+greenpg)?)://[\w:@/.-]*(?=["'])""")
-_KEYWORDS = re.compile(r"""(?<=["'])host=db [^"']*(?=["'])""")
+_KEYWORDS = re.compile(r"""(?<=["'])host=(?:db|pg\w*)[ ,][^"']*(?=["'])""")
 
 
 @dataclass(frozen=True)
