@@ -56,7 +56,9 @@ class Block:
         """The same, with the examples' connection strings leading to the server."""
         parameters = extensions.parse_dsn(dsn)
         query = "&".join(f"{name}={parameters[name]}" for name in parameters)
-        source = _URI.sub(lambda found: f"{found[1]}://?{query}" if found[0] != f"{found[1]}://" else found[0], self.source)
+        source = _URI.sub(
+            lambda found: f"{found[1]}://?{query}" if found[0] != f"{found[1]}://" else found[0], self.source
+        )
         return Block(self.page, self.line, _KEYWORDS.sub(dsn, source), self.how, self.what)
 
 

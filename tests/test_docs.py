@@ -43,7 +43,9 @@ def ended(namespace):
         yield
     finally:
         for left in list(namespace.values()):
-            if isinstance(left, greenpg.ConnectionPool | greenpg.Listener | greenpg.Connection | greenpg.SharedConnection):
+            if isinstance(
+                left, greenpg.ConnectionPool | greenpg.Listener | greenpg.Connection | greenpg.SharedConnection
+            ):
                 left.close()
         greenpg.close_pools()
 
@@ -79,7 +81,9 @@ def test_the_reference_has_every_public_name():
     pages = "\n".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
     shown = set(re.findall(r"^::: (\S+)", pages, flags=re.MULTILINE))
     own_errors = set(greenpg.errors.__all__) - {*greenpg.errors.sqlstate.__all__, "COMMITTED", "ROLLED_BACK", "UNKNOWN"}
-    members = set(re.findall(r"\w+", re.search(r"members: \[(.*)\]", (ROOT / "docs/reference/errors.md").read_text())[1]))
+    members = set(
+        re.findall(r"\w+", re.search(r"members: \[(.*)\]", (ROOT / "docs/reference/errors.md").read_text())[1])
+    )
     assert own_errors - members == set()
     assert {name for name in greenpg.__all__ if f"greenpg.{name}" not in shown and name not in members} == set()
 

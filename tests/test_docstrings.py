@@ -17,8 +17,14 @@ pytestmark = pytest.mark.only_hub("threads")
 #: Public modules beside `greenpg` and `greenpg.errors`. What they name in `__all__` counts, or else all that they define.
 MODULES = ["greenpg.embedded", "greenpg.top", "greenpg.integrations", "greenpg.compat"]
 
+#: Modules there that are for the others in their room.
+INTERNAL = {"greenpg.integrations.operations", "greenpg.integrations.unit"}
+
 #: The library's own words for it. "As `other()`" refers to another call's docstring.
 SAYS = re.compile(r"[Ss]uspend|[Bb]locks|[Aa]s `[\w.]+\(\)`|[Tt]he same as `|does as `|raises as `|See `|[Ll]ike `")
+
+#: Classes whose methods a server calls, nobody else.
+FOR_SERVERS = {"greenpg.integrations.gunicorn.GreenpgWorker"}
 
 OF_A_CLASS = re.compile(r"[Ii]ts methods (?:don't |may )?suspend|they\s+suspend|those named `do_...` suspend")
 
@@ -29,7 +35,7 @@ def modules():
         yield module
         if name in ("greenpg.integrations", "greenpg.compat"):
             for found in pkgutil.iter_modules(module.__path__, f"{name}."):
-                if found.name != "greenpg.integrations.operations":
+                if found.name not in INTERNAL:
                     yield importlib.import_module(found.name)
 
 
@@ -46,7 +52,8 @@ def public_objects():
             if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
         ]
         for name in names:
-            yield f"{module.__name__}.{name}", getattr(module, name)
+            if name != "GreenpgEventletWorker":  # gunicorn has none any more
+                yield f"{module.__name__}.{name}", getattr(module, name)
 
 
 def members(name, public):
@@ -65,7 +72,7 @@ def documented():
         if inspect.isclass(public):
             yield name, public, False
             says_for_all = OF_A_CLASS.search(public.__doc__ or "")
-            for key, value in members(name, public):
+            for key, value in () if name in FOR_SERVERS else members(name, public):
                 function = value.__func__ if isinstance(value, staticmethod | classmethod) else value
                 if isinstance(function, property):
                     yield key, function, False
