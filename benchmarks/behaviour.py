@@ -42,17 +42,17 @@ def main() -> None:
         return
     results = {}
     with embedded.server(settings={"max_connections": 300}, port=0) as dsn:
-        for name in PEERS:
+        for name, label in PEERS.items():
             command = [sys.executable, __file__, name, dsn]
             done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
             if done.returncode:
-                print(f"{PEERS[name]} is left out: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+                print(f"{label} is left out: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
             else:
                 results[name] = json.loads(done.stdout.splitlines()[-1])
-    print("| |", *(f"{PEERS[name]} |" for name in results))
+    print("| |", " | ".join(PEERS[name] for name in results), "|")
     print("|---|" + "---:|" * len(results))
     for key, label in MEASURED.items():
-        print(f"| {label} |", *(f"{results[name][key]} |" for name in results))
+        print(f"| {label} |", " | ".join(str(results[name][key]) for name in results), "|")
 
 
 # -- gevent
@@ -112,7 +112,6 @@ def measure(name, dsn):
     from gevent import monkey
 
     monkey.patch_all()
-    import gevent
     import psycopg2
 
     if name == "greenpg":
@@ -125,86 +124,131 @@ def measure(name, dsn):
         patch_psycopg()
     admin = psycopg2.connect(dsn)
     admin.autocommit = True
-    runs = iter(range(1000))
+    return {key: scenario(Pool(name, dsn, key, admin)) for key, scenario in SCENARIOS.items()}
 
-    def fresh():
-        application = f"{name}-{next(runs)}"
-        return application, open_pool(name, f"{dsn} application_name={application}")
 
-    def ask(query, application):
-        with admin.cursor() as cur:
-            cur.execute(query + " FROM pg_stat_activity WHERE application_name = %s", (application,))
+class Pool:
+    """A new pool, and what the server says of its connections."""
+
+    def __init__(self, name, dsn, application, admin):
+        self._application = f"{name}-{application}"
+        self._admin = admin
+        self._block, self._get, _ = open_pool(name, f"{dsn} application_name={self._application}")
+
+    def ask(self, what):
+        with self._admin.cursor() as cur:
+            cur.execute(f"SELECT {what} FROM pg_stat_activity WHERE application_name = %s", (self._application,))
             return cur.fetchone()[0]
 
-    def use(block, sql):
-        with block() as conn:
-            conn.cursor().execute(sql)
+    def processes(self):
+        return set(self.ask("array_agg(pid)") or [])
 
-    def quietly(function, *args):
+    def use(self, sql):
+        """Whether it went well."""
         try:
-            return function(*args) or True
+            with self._block() as conn:
+                conn.cursor().execute(sql)
         except Exception:
-            return None
+            return False
+        return True
 
-    def left(get):
+    def all_use(self, count, sql):
+        import gevent
+
+        tasks = [gevent.spawn(self.use, sql) for _ in range(count)]
+        gevent.joinall(tasks, timeout=20)
+
+    def forget(self):
+        self._get().cursor().execute("SELECT 1")
+
+    def left(self):
         """How many connections can be had at once."""
+        import gevent
+
         held = []
         with contextlib.suppress(Exception, gevent.Timeout):
             while len(held) < SIZE:
                 with gevent.Timeout(3):
-                    held.append(get())
+                    held.append(self._get())
                     held[-1].cursor().execute("SELECT 1")
         return len(held)
 
-    found = {}
 
-    application, (block, get, put) = fresh()
-    tasks = [gevent.spawn(quietly, use, block, "SELECT pg_sleep(0.05)") for _ in range(50)]
+def most_connections(pool):
+    import gevent
+
+    tasks = [gevent.spawn(pool.use, "SELECT pg_sleep(0.05)") for _ in range(50)]
     most = 0
     while not all(task.ready() for task in tasks):
-        most = max(most, ask("SELECT count(*)", application))
+        most = max(most, pool.ask("count(*)"))
         gevent.sleep(0.002)
-    found["limit"] = most
+    return most
 
-    application, (block, get, put) = fresh()
+
+def _time_out_all(pool):
+    import gevent
 
     def time_out():
-        with contextlib.suppress(gevent.Timeout, Exception), gevent.Timeout(0.2):
-            use(block, "SELECT pg_sleep(2)")
+        with contextlib.suppress(gevent.Timeout), gevent.Timeout(0.2):
+            pool.use("SELECT pg_sleep(2)")
 
-    gevent.joinall([gevent.spawn(quietly, use, block, "SELECT pg_sleep(0.05)") for _ in range(SIZE)])
-    before = set(ask("SELECT array_agg(pid)", application) or [])
     gevent.joinall([gevent.spawn(time_out) for _ in range(SIZE)])
     gevent.sleep(0.3)
-    found["running"] = ask("SELECT count(*) FILTER (WHERE state = 'active')", application)
-    gevent.sleep(2)
-    found["kept"] = len(before & set(ask("SELECT array_agg(pid)", application) or []))
 
-    application, (block, get, put) = fresh()
+
+def running_on(pool):
+    _time_out_all(pool)
+    return pool.ask("count(*) FILTER (WHERE state = 'active')")
+
+
+def kept(pool):
+    import gevent
+
+    pool.all_use(SIZE, "SELECT pg_sleep(0.05)")
+    before = pool.processes()
+    _time_out_all(pool)
+    gevent.sleep(2)
+    return len(before & pool.processes())
+
+
+def left_after_kills(pool):
+    import gevent
+
     chance = random.Random(1)
     for _ in range(10):
-        tasks = [gevent.spawn(quietly, use, block, "SELECT pg_sleep(0.005)") for _ in range(30)]
+        tasks = [gevent.spawn(pool.use, "SELECT pg_sleep(0.005)") for _ in range(30)]
         for task in tasks:
             gevent.spawn_later(chance.uniform(0, 0.04), task.kill)
         gevent.joinall(tasks, timeout=20)
     gevent.sleep(1)
-    found["left"] = left(get)
+    return pool.left()
 
-    application, (block, get, put) = fresh()
-    gevent.joinall([gevent.spawn(quietly, use, block, "SELECT pg_sleep(0.1)") for _ in range(SIZE)])
-    ask("SELECT count(pg_terminate_backend(pid))", application)
+
+def errors(pool):
+    import gevent
+
+    pool.all_use(SIZE, "SELECT pg_sleep(0.1)")
+    pool.ask("count(pg_terminate_backend(pid))")
     gevent.sleep(0.2)
-    found["errors"] = [quietly(use, block, "SELECT 1") for _ in range(20)].count(None)
+    return [pool.use("SELECT 1") for _ in range(20)].count(False)
 
-    application, (block, get, put) = fresh()
 
-    def forget():
-        get().cursor().execute("SELECT 1")
+def left_after_forgetting(pool):
+    import gevent
 
-    gevent.joinall([gevent.spawn(quietly, forget) for _ in range(SIZE)])
+    gevent.joinall([gevent.spawn(pool.forget) for _ in range(SIZE)])
     gevent.sleep(0.3)
-    found["forgotten"] = left(get)
-    return found
+    return pool.left()
+
+
+SCENARIOS = {
+    "limit": most_connections,
+    "running": running_on,
+    "kept": kept,
+    "left": left_after_kills,
+    "errors": errors,
+    "forgotten": left_after_forgetting,
+}
 
 
 # -- asyncio
@@ -217,87 +261,135 @@ def measure_asyncpg(dsn):
 
 
 async def _measure_asyncpg(dsn):
-    import asyncio
-
     import asyncpg
     from psycopg2.extensions import parse_dsn
 
     where = parse_dsn(dsn)
     where = {"host": where["host"], "port": where["port"], "user": where["user"], "database": where["dbname"]}
     admin = await asyncpg.connect(**where)
-    runs = iter(range(1000))
-
-    async def fresh():
-        application = f"asyncpg-{next(runs)}"
-        settings = {"application_name": application}
+    found = {}
+    for key, scenario in ASYNC_SCENARIOS.items():
+        settings = {"application_name": f"asyncpg-{key}"}
         pool = await asyncpg.create_pool(**where, min_size=0, max_size=SIZE, server_settings=settings)
-        return application, pool
+        found[key] = await scenario(AsyncPool(pool, f"asyncpg-{key}", admin))
+    return found
 
-    async def ask(query, application):
-        return await admin.fetchval(query + " FROM pg_stat_activity WHERE application_name = $1", application)
 
-    async def use(pool, sql):
-        async with pool.acquire(timeout=1) as conn, conn.transaction():
-            await conn.execute(sql)
+class AsyncPool:
+    """As `Pool`."""
 
-    async def quietly(awaited):
+    def __init__(self, pool, application, admin):
+        self._pool = pool
+        self._application = application
+        self._admin = admin
+
+    async def ask(self, what):
+        query = f"SELECT {what} FROM pg_stat_activity WHERE application_name = $1"
+        return await self._admin.fetchval(query, self._application)
+
+    async def processes(self):
+        return set(await self.ask("array_agg(pid)") or [])
+
+    async def use(self, sql):
         try:
-            await awaited
+            async with self._pool.acquire(timeout=1) as conn, conn.transaction():
+                await conn.execute(sql)
         except Exception:
-            return None
+            return False
         return True
 
-    async def left(pool):
+    async def all_use(self, count, sql):
+        import asyncio
+
+        await asyncio.gather(*[self.use(sql) for _ in range(count)])
+
+    async def forget(self):
+        await (await self._pool.acquire()).execute("SELECT 1")
+
+    async def left(self):
         held = []
         with contextlib.suppress(Exception):
             while len(held) < SIZE:
-                held.append(await pool.acquire(timeout=3))
+                held.append(await self._pool.acquire(timeout=3))
                 await held[-1].execute("SELECT 1")
         return len(held)
 
-    found = {}
-    application, pool = await fresh()
-    tasks = [asyncio.ensure_future(quietly(use(pool, "SELECT pg_sleep(0.05)"))) for _ in range(50)]
+
+async def most_connections_async(pool):
+    import asyncio
+
+    tasks = [asyncio.ensure_future(pool.use("SELECT pg_sleep(0.05)")) for _ in range(50)]
     most = 0
     while not all(task.done() for task in tasks):
-        most = max(most, await ask("SELECT count(*)", application))
+        most = max(most, await pool.ask("count(*)"))
         await asyncio.sleep(0.002)
-    found["limit"] = most
+    return most
 
-    application, pool = await fresh()
-    await asyncio.gather(*[quietly(use(pool, "SELECT pg_sleep(0.05)")) for _ in range(SIZE)])
-    before = set(await ask("SELECT array_agg(pid)", application) or [])
-    await asyncio.gather(*[quietly(asyncio.wait_for(use(pool, "SELECT pg_sleep(2)"), 0.2)) for _ in range(SIZE)])
+
+async def _time_out_all_async(pool):
+    import asyncio
+
+    async def time_out():
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(pool.use("SELECT pg_sleep(2)"), 0.2)
+
+    await asyncio.gather(*[time_out() for _ in range(SIZE)])
     await asyncio.sleep(0.3)
-    found["running"] = await ask("SELECT count(*) FILTER (WHERE state = 'active')", application)
-    await asyncio.sleep(2)
-    found["kept"] = len(before & set(await ask("SELECT array_agg(pid)", application) or []))
 
-    application, pool = await fresh()
+
+async def running_on_async(pool):
+    await _time_out_all_async(pool)
+    return await pool.ask("count(*) FILTER (WHERE state = 'active')")
+
+
+async def kept_async(pool):
+    import asyncio
+
+    await pool.all_use(SIZE, "SELECT pg_sleep(0.05)")
+    before = await pool.processes()
+    await _time_out_all_async(pool)
+    await asyncio.sleep(2)
+    return len(before & await pool.processes())
+
+
+async def left_after_kills_async(pool):
+    import asyncio
+
     chance = random.Random(1)
     for _ in range(10):
-        tasks = [asyncio.ensure_future(quietly(use(pool, "SELECT pg_sleep(0.005)"))) for _ in range(30)]
+        tasks = [asyncio.ensure_future(pool.use("SELECT pg_sleep(0.005)")) for _ in range(30)]
         for task in tasks:
             asyncio.get_running_loop().call_later(chance.uniform(0, 0.04), task.cancel)
         await asyncio.wait(tasks, timeout=20)
     await asyncio.sleep(1)
-    found["left"] = await left(pool)
+    return await pool.left()
 
-    application, pool = await fresh()
-    await asyncio.gather(*[quietly(use(pool, "SELECT pg_sleep(0.1)")) for _ in range(SIZE)])
-    await ask("SELECT count(pg_terminate_backend(pid))", application)
+
+async def errors_async(pool):
+    import asyncio
+
+    await pool.all_use(SIZE, "SELECT pg_sleep(0.1)")
+    await pool.ask("count(pg_terminate_backend(pid))")
     await asyncio.sleep(0.2)
-    found["errors"] = [await quietly(use(pool, "SELECT 1")) for _ in range(20)].count(None)
+    return [await pool.use("SELECT 1") for _ in range(20)].count(False)
 
-    application, pool = await fresh()
 
-    async def forget():
-        await (await pool.acquire()).execute("SELECT 1")
+async def left_after_forgetting_async(pool):
+    import asyncio
 
-    await asyncio.gather(*[quietly(asyncio.ensure_future(forget())) for _ in range(SIZE)])
+    await asyncio.gather(*[asyncio.ensure_future(pool.forget()) for _ in range(SIZE)])
     await asyncio.sleep(0.3)
-    found["forgotten"] = await left(pool)
-    return found
+    return await pool.left()
+
+
+ASYNC_SCENARIOS = {
+    "limit": most_connections_async,
+    "running": running_on_async,
+    "kept": kept_async,
+    "left": left_after_kills_async,
+    "errors": errors_async,
+    "forgotten": left_after_forgetting_async,
+}
 
 
 if __name__ == "__main__":

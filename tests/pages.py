@@ -1,7 +1,7 @@
 """The Python blocks of README and docs/, and the comments that say how tests/test_docs.py runs them.
 
-The blocks of a page run one after the other, in one namespace that has `greenpg`, `gevent` and `dsn`. Connection strings
-of the examples lead to the tests' server. What a page doesn't show, but needs, stands in a comment before the block:
+The blocks of a page run one after the other, in one namespace that has `greenpg`, `gevent` and `dsn`. The examples'
+connection strings lead to the tests' server. What a page doesn't show, but needs, stands in a comment before the block:
 
     <!-- test
     rows = [(1, "bolt")]

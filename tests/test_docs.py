@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 
 import pytest
@@ -12,6 +11,13 @@ from pages import PAGES, ROOT, blocks_of, name_of
 import greenpg
 
 WITH_BLOCKS = [page for page in PAGES if any(True for _ in blocks_of(page))]
+CLOSABLE = (
+    greenpg.ConnectionPool,
+    greenpg.Cluster,
+    greenpg.Listener,
+    greenpg.Connection,
+    greenpg.SharedConnection,
+)
 REPOSITORY = "https://github.com/greenpg/greenpg"
 
 
@@ -25,8 +31,7 @@ def test_blocks_run(page, dsn, tmp_path, monkeypatch):
     monkeypatch.setenv("DSN", dsn)
     namespace = {"__name__": "page", "greenpg": greenpg, "gevent": gevent, "dsn": dsn}
     with ended(namespace):
-        for block in blocks_of(page):
-            block = block.on(dsn)
+        for block in [block.on(dsn) for block in blocks_of(page)]:
             if block.how == "as":
                 (tmp_path / block.what).write_text(block.source)
             code = block.compiled()
@@ -43,9 +48,7 @@ def ended(namespace):
         yield
     finally:
         for left in list(namespace.values()):
-            if isinstance(
-                left, greenpg.ConnectionPool | greenpg.Listener | greenpg.Connection | greenpg.SharedConnection
-            ):
+            if isinstance(left, CLOSABLE):
                 left.close()
         greenpg.close_pools()
 

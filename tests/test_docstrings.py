@@ -14,7 +14,7 @@ from greenpg import errors
 
 pytestmark = pytest.mark.only_hub("threads")
 
-#: Public modules beside `greenpg` and `greenpg.errors`. What they name in `__all__` counts, or else all that they define.
+#: Public modules beside `greenpg` and `greenpg.errors`: what they name in `__all__`, or else all that they define.
 MODULES = ["greenpg.embedded", "greenpg.top", "greenpg.integrations", "greenpg.compat"]
 
 #: Modules there that are for the others in their room.

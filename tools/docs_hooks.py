@@ -1,7 +1,8 @@
 """What mkdocs does with greenpg's pages besides rendering them: links out of docs/ lead to the repository.
 
 Pages link to `../examples/chat.py`, which works in a checkout and on the repository's site. On the manual's own site
-these files aren't, so the link gets the repository's address. A link to a file that doesn't exist is an error. Pictures come along.
+these files aren't, so the link gets the repository's address; pictures come along. A link to a file that doesn't exist
+is an error.
 """
 
 from __future__ import annotations
