@@ -190,4 +190,4 @@ class Guard:
 
 def is_waiting(conn):
     """Whether somebody is inside the connection: a task that waits for the server, or a COPY's block."""
-    return conn._gate.owner is not None
+    return conn._gate.owner is not conn._gate.free

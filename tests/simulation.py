@@ -90,6 +90,12 @@ class SimulatedHub:
     def mutex(self):
         return SimulatedMutex()
 
+    def natives(self):
+        return self
+
+    def may_block(self):
+        return False
+
     def sleep(self, seconds):
         task, wait = self.begin_wait()
         self.at(self.time + seconds, lambda: self.resume(task, wait))

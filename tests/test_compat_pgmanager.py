@@ -3,6 +3,7 @@
 import datetime
 import logging
 import time
+from collections import OrderedDict
 
 import psycopg2
 import psycopg2.errors
@@ -36,6 +37,7 @@ def test_basic_usage(parameters):
         with pgm.cursor() as curs:
             curs.execute("SELECT now() AS now")
             row = curs.fetchone_dict()
+            assert isinstance(row, OrderedDict)
             assert isinstance(row.now, datetime.datetime)
             assert curs.connection.autocommit
     finally:

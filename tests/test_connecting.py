@@ -370,9 +370,9 @@ def unknown_server(monkeypatch):
 
 def test_the_server_looks_whether_the_client_is_there(dsn, unknown_server):
     conn = greenpg.connect(dsn, application_name="checked", options="-c work_mem=5MB")
-    assert check_interval(conn) == "10s"
+    assert check_interval(conn) == "3s"
     conn.cursor().execute("SET client_connection_check_interval = 0; RESET ALL")
-    assert check_interval(conn) == "10s"
+    assert check_interval(conn) == "3s"
     assert conn.execute("SHOW work_mem").fetchone() == ("5MB",)
     conn.close()
 
@@ -389,7 +389,7 @@ def test_what_the_user_says_of_the_check_stands(dsn, monkeypatch):
 
 
 def test_an_asynchronous_connection_has_it_where_it_is_known_to_be_taken(dsn, unknown_server):
-    for expected in ("0", "10s"):
+    for expected in ("0", "3s"):
         conn = greenpg.connect(dsn, async_=True)
         greenpg.wait(conn)
         cur = conn.cursor()
@@ -413,7 +413,7 @@ def test_a_server_that_refuses_it_is_not_asked_again(dsn, unknown_server, monkey
         conn = greenpg.connect(dsn)
         assert check_interval(conn) == "0"
         conn.close()
-    assert tried == ["-c no_such_setting=10s", None]
+    assert tried == ["-c no_such_setting=3s", None]
 
 
 @pytest.mark.parametrize(

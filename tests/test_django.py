@@ -204,7 +204,7 @@ def test_a_cursor_is_closed_when_its_connection_goes_back(other):
     cursor = connections[other].cursor()
     cursor.execute("SELECT 1")
     connections[other].close()
-    with pytest.raises(InterfaceError, match="cursor already closed"):
+    with pytest.raises(InterfaceError, match="given back"):
         cursor.execute("SELECT 2")
 
 

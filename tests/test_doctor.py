@@ -30,7 +30,7 @@ PROGRAMS = Path(__file__).with_name("doctor")
 GOOD_SETTINGS = {
     "max_connections": 100,
     "idle_in_transaction_session_timeout": "60s",
-    "client_connection_check_interval": "10s",
+    "client_connection_check_interval": "3s",
     "log_min_duration_statement": "1s",
 }
 

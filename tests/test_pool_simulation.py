@@ -49,6 +49,8 @@ class Simulation:
             check_idle=self.random.choice([0.01, 30]),
             max_idle=0.04,
             leak_after=self.random.choice([None, None, 0.02]),
+            refused_after=self.random.choice([0.0, 0.02, 2.0]),
+            num_workers=self.random.choice([1, 3]),
         )
         self.core = self.pool._core
         self.ledger = self.core.ledger
@@ -217,7 +219,7 @@ LEDGER = (ledger, "Ledger")
         ((lending, "_wait_in_line"), "core.pass_on(slot)", "pass"),
         ((returning, "_clean_or_replace"), "except BaseException:", "except Exception:"),
         ((*CORE, "pass_on"), "self.ledger.give(slot)", "not self.ledger.idle.append(slot)"),
-        ((*LEDGER, "grow"), "not (self.line or", "not (self.line and self.slots or"),
+        ((*LEDGER, "grow"), "max(len(self.line),", "max(len(self.line) if self.slots else 0,"),
         ((*LEDGER, "resume"), "while self.line and", "while not self.line and"),
         ((lending, "_is_healthy"), "except BaseException:", "except AssertionError:"),
         ((*LEDGER, "replace_lost"), "if len(self.slots) < self.min_size or", "if"),

@@ -133,7 +133,7 @@ def test_the_repr_of_connections_and_their_errors(dsn):
     check(repr(conn), str(conn), conn.dsn)
     assert "password=xxx" in conn.dsn
     task = Task(conn.execute, "SELECT pg_sleep(0.3)")
-    while not conn._gate.owner and not task.error:
+    while conn._gate.owner is conn._gate.free and not task.error:
         greenpg.hubs.hub().sleep(0.005)
     tries(conn.execute, "SELECT 1")
     task.result()

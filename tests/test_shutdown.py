@@ -11,7 +11,7 @@ import pytest
 from kit import Task, is_waiting, wait_until
 
 import greenpg
-from greenpg.connection import running
+from greenpg.connection.forking import all_open
 
 
 def sleepers(admin, name):
@@ -83,10 +83,10 @@ def test_shutdown_ends_in_time_though_the_server_is_silent(through_proxy):
 
 def test_a_connection_that_is_forgotten_is_not_kept(dsn):
     conn = greenpg.connect(dsn)
-    assert conn in running._connections
-    count = len(running._connections)
+    assert conn in all_open()
+    count = len(all_open())
     del conn
-    assert len(running._connections) == count - 1
+    assert len(all_open()) == count - 1
 
 
 PROGRAM = """

@@ -45,7 +45,8 @@ class Cluster:
     The servers are asked what they are, again and again; who is to be primary isn't decided here. What a task has
     written it reads from a replica only if that has replayed it, else from the primary: see `token`.
 
-    - `conninfo`: a connection string with all hosts, or a function that returns it, as a pool's; `kwargs`: more of it.
+    - `conninfo`: a connection string with all hosts, or a function that returns it, as a pool's (also called when the
+      cluster is made: for the hosts); `kwargs`: more of it.
     - `max_lag` (10): a replica that is more seconds behind isn't read from; None: any is.
     - `strategy` ("round-robin"): which of several replicas is taken; "least-busy": the one with the fewest connections
       in use.
@@ -83,7 +84,6 @@ class Cluster:
         self.name = name or f"cluster-{next(_cluster_numbers)}"
         self._tokens = tokens = Tokens()
         self._connect_by = conninfo, kwargs
-        self._options = pool_options
         self._replica_options = {**pool_options, "min_size": 0, "fail_fast": True, **(replica_options or {})}
         self._replica_options.setdefault("max_size", pool_options.get("min_size", _DEFAULT_SIZE))
         configure: ConnectionCallback | None = pool_options.get("configure")

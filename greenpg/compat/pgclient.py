@@ -171,7 +171,13 @@ class PostgresClient:
         given = {"database": database, "user": user or username, "password": password, "host": host, "port": port}
         parameters: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         self._pool = ConnectionPool(
-            dsn or "", kwargs=parameters, min_size=1, max_size=pool_size, open=False, fail_fast=self._fails_fast
+            dsn or "",
+            kwargs=parameters,
+            min_size=1,
+            max_size=pool_size,
+            open=False,
+            fail_fast=self._fails_fast,
+            refused_after=float("inf"),
         )
         self._lent: set[Any] = set()
         self._lent_count = 0  # those that are being acquired, too

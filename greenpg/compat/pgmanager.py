@@ -21,15 +21,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg2
 from psycopg2 import extensions
 
-from .. import Connection, ConnectionPool, Gap, Listener, RowDict, SqlLog
+from .. import Connection, ConnectionPool, Gap, Listener, SqlLog
 from .. import Cursor as GreenCursor
+from .. import RowDict as GreenRowDict
 
 __all__ = ["Cursor", "PgManager", "PgManagerError", "RowDict", "get_instance"]
 
@@ -39,6 +41,10 @@ log_notices = logging.getLogger("pgmanager_notices")
 
 class PgManagerError(psycopg2.InterfaceError):
     """An unknown name, one that is taken, or a connection that isn't the manager's."""
+
+
+class RowDict(GreenRowDict, OrderedDict[str, Any]):
+    """A row, as its manual says, as an OrderedDict whose columns are attributes, too."""
 
 
 class Cursor(GreenCursor):
@@ -52,7 +58,7 @@ class Cursor(GreenCursor):
         row = super().fetchone_dict()
         return None if row is None else _stripped(row, lstrip)
 
-    def fetchall_dict(self, lstrip: str = "") -> list[RowDict]:
+    def fetchall_dict(self, lstrip: str = "") -> list[RowDict]:  # type: ignore[override]
         """The remaining rows, `lstrip` taken off the front of the columns' names."""
         return [_stripped(row, lstrip) for row in super().fetchall_dict()]
 
@@ -74,8 +80,8 @@ class Cursor(GreenCursor):
         return [self.adapt(row) for row in self.fetchall()]
 
 
-def _stripped(row: RowDict, prefix: str) -> RowDict:
-    return RowDict((name.removeprefix(prefix), value) for name, value in row.items()) if prefix else row
+def _stripped(row: Mapping[str, Any], prefix: str) -> RowDict:
+    return RowDict((name.removeprefix(prefix), value) for name, value in row.items())
 
 
 class _Log(SqlLog):

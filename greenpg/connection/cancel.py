@@ -14,7 +14,9 @@ import psycopg2
 from psycopg2 import extensions
 
 from .. import libpq
+from ..errors import ConnectionInherited
 from ..hubs import hub
+from .forking import is_inherited, keep_from_children
 
 
 def request_cancel(conn: extensions.connection, deadline: float | None) -> None:
@@ -35,6 +37,8 @@ class CancelRequest:
     """A request that is prepared while the connection is open, and can be sent when it isn't any more, repeatedly."""
 
     def __init__(self, conn: extensions.connection) -> None:
+        if is_inherited(conn):
+            raise ConnectionInherited("cancel")
         self._is_polled = libpq.has_function("PQcancelStart")
         address = libpq.function("PQcancelCreate" if self._is_polled else "PQgetCancel")(conn.pgconn_ptr)
         if not address:
@@ -45,9 +49,14 @@ class CancelRequest:
         """See `request_cancel()`."""
         assert self._handle is not None
         if self._is_polled:
+            keep_from_children(self)
             self._send_by_polling(self._handle.address, deadline)
         else:
             self._send_from_thread(self._handle, deadline)
+
+    def fileno(self) -> int:
+        """Its socket's descriptor, -1 if there is none."""
+        return -1 if self._handle is None else int(libpq.function("PQcancelSocket")(self._handle.address))
 
     def close(self) -> None:
         self._handle = None

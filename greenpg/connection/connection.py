@@ -14,11 +14,11 @@ from .composing import adopt, compose, stacked
 from .connect.dsn import SECRETS
 from .cursor import Cursor, ServerCursor
 from .deadlines import DeadlineBlock, checked_seconds
-from .gate import Occupant
-from .guarded_cursor import Params, Query
+from .guarded_cursor import GuardedCursor, Params, Query
 from .interrupting import throw_out
 from .lender import Lender
 from .lobject import LargeObjectMixin
+from .occupants import AT_REST, Occupant, Parent
 from .remains import ENDING_TIMEOUT, INTERRUPTION_GRACE
 from .replication import ReplicationCursor, is_replication_cursor
 from .transaction import IsolationLevel, Transaction
@@ -118,15 +118,28 @@ class Connection(LargeObjectMixin, NotifyWaits):
         return Transaction(self, savepoint_name, force_rollback, isolation_level, readonly, deferrable, settle)
 
     def close(self) -> None:
-        """Close the connection, as psycopg2's; or return it, if a pool made with `close_returns` has lent it.
+        """Close the connection, as psycopg2's; or return it, if a pool made with `close_returns` has lent it. Any other
+        pool that has lent it opens another one in its place; a connection that has been returned is left alone.
 
         If another task waits for the server on it, that task gets an OperationalError; the caller is suspended then,
         until it has left.
         """
-        if self._lender is not None and self._lender.close_returns:
-            self._lender.give_back()
-            return
+        lender = self._lender
+        if lender is None:
+            self._close()
+        elif lender.close_returns:
+            lender.give_back()
+        elif self._gate.owner is not AT_REST:  # else it isn't the caller's any more
+            loan = self._gate.loan
+            self._close()
+            if self._gate.loan is loan:
+                lender.take_closed()
+
+    def _close(self) -> None:
+        """Close it, whoever has it."""
         owner = self._gate.owner
+        if isinstance(owner, Parent) and owner.is_locked:
+            return  # and its socket leads to nobody
         if owner is not None and not (isinstance(owner, Occupant) and owner.let_go()):
             throw_out(self)
         self._gate.close_waiter()
@@ -141,6 +154,8 @@ class Connection(LargeObjectMixin, NotifyWaits):
 
     def cancel_safe(self, *, timeout: float = 30.0) -> None:
         """The same as `cancel()`, under the name and with the `timeout` (seconds) of psycopg 3."""
+        if self._gate.owner is AT_REST:
+            self._gate.make_way("cancel")
         if self.closed:
             raise psycopg2.InterfaceError("connection already closed")
         if self.status == extensions.STATUS_PREPARED:
@@ -169,6 +184,7 @@ class Connection(LargeObjectMixin, NotifyWaits):
         be used on after a rollback. If the server can't be reached, the connection is closed. Raises ValueError
         unless `seconds` is positive. Entering and leaving the block don't suspend.
         """
+        self._has_altered_settings = True  # a pool ends it if nobody does
         return DeadlineBlock(self._gate, seconds)
 
     @property
@@ -237,10 +253,14 @@ class Connection(LargeObjectMixin, NotifyWaits):
         if factory is not None:
             factory = compose(factory, self._green_class(factory, name))
         elif name is None and not withhold and scrollable is None:
-            return _new_cursor(self, None, self._client_cursor)
+            cur = _new_cursor(self, None, self._client_cursor)
+            cur._belongs_to(self._gate.loan)
+            return cur
         cur = _new_cursor(self, name, factory or self._green_class(None, name), withhold, scrollable)
         if not isinstance(cur, Cursor):  # a function has made it
             adopt(cur, self._green_class(type(cur), cur.name))
+        if isinstance(cur, GuardedCursor):
+            cur._belongs_to(self._gate.loan)
         return cur
 
     def _green_class(self, factory: Any, name: Any) -> type:

@@ -16,6 +16,7 @@ from .bulk.executemany import run_pages
 from .bulk.fetchall import BIG_ROWS, fetch_in_turns, iterate_in_turns
 from .guarded_cursor import Params, Query, Row
 from .lazy_begin import execute_first
+from .occupants import AT_REST
 from .rows import DictFetches
 
 _cursor = extensions.cursor
@@ -47,10 +48,12 @@ class Cursor(DictFetches, FileCopyMixin):
         conn = self.connection
         gate = conn._gate
         if gate.owner is not None:
-            gate.make_way("execute")
+            gate.take_turn("execute")
         outer_call = gate.call
         gate.call = "execute"
         try:
+            if self._loan is not gate.loan:
+                self._refuse_if_void("execute")
             if conn._driver_status == _READY and not _autocommit(conn):
                 execute_first(conn, self, query, vars)
             else:
@@ -62,7 +65,7 @@ class Cursor(DictFetches, FileCopyMixin):
             raise error
         finally:
             gate.call = outer_call
-            if gate.interruption is not None:
+            if gate.interruption is not None or gate.free is not None:
                 gate.leave(outer_call)
 
     def copy(self, statement: Query, params: Params = None) -> Copy:
@@ -86,8 +89,10 @@ class Cursor(DictFetches, FileCopyMixin):
         a page is one message: `statement_timestamp()` is the same for its rows, and `statement_deadline` holds for each
         page.
         """
+        self._refuse_if_void("executemany")
         try:
-            run_pages(self, query, vars_list)
+            with self.connection._gate.turn("executemany"):
+                run_pages(self, query, vars_list)
         except psycopg2.DatabaseError as error:
             name_by_sqlstate(error)
             raise error
@@ -107,7 +112,7 @@ class Cursor(DictFetches, FileCopyMixin):
 
     def callproc(self, procname: str | bytes, parameters: Params = None, /) -> None:
         """Call a stored procedure, as psycopg2's. Suspends."""
-        with self.connection._gate.calling("callproc"):
+        with self._calling("callproc"):
             return _cursor.callproc(self, procname, parameters)
 
 
@@ -116,37 +121,38 @@ class ServerCursor(Cursor):
 
     def execute(self, query: Query, vars: Params = None) -> None:
         """DECLARE the cursor, as psycopg2's, which begins a transaction if there is none. Suspends."""
-        with self.connection._gate.calling("execute"):
+        with self._calling("execute"):
             _execute(self, query, vars)
 
     def fetchone(self) -> Row | None:
         """The next row, None if there is none. Suspends."""
-        with self.connection._gate.calling("fetchone"):
+        with self._calling("fetchone"):
             return _cursor.fetchone(self)
 
     def fetchmany(self, size: int | None = None) -> list[Row]:
         """The next `size` rows (None: `arraysize`). Suspends."""
-        with self.connection._gate.calling("fetchmany"):
+        with self._calling("fetchmany"):
             return _cursor.fetchmany(self, size)
 
     def fetchall(self) -> list[Row]:
         """The remaining rows. Suspends."""
-        with self.connection._gate.calling("fetchall"):
+        with self._calling("fetchall"):
             return _cursor.fetchall(self)
 
     def scroll(self, value: int, mode: Literal["relative", "absolute"] = "relative") -> None:
         """Move to another row. Suspends."""
-        with self.connection._gate.calling("scroll"):
+        with self._calling("scroll"):
             _cursor.scroll(self, value, mode)
 
     def __iter__(self: S) -> S:
         return _cursor.__iter__(self)
 
     def __next__(self) -> Row:
-        with self.connection._gate.calling("__next__"):
+        with self._calling("__next__"):
             return _cursor.__next__(self)
 
     def close(self) -> None:
         """Close the cursor, on the server too. Suspends."""
-        with self.connection._gate.calling("close"):
-            _cursor.close(self)
+        if not self._is_void() and self.connection._gate.owner is not AT_REST:  # else it has ended with its transaction
+            with self._calling("close"):
+                _cursor.close(self)

@@ -8,7 +8,7 @@ An exception that is thrown into a wait is held back (`interruption`) while the 
 the call leaves the gate, psycopg2 being through with it: see interrupting.py.
 
 Nobody else writes the gate's state but `Cursor.execute()` and the wait callback, which spell out `enter()`, `leave()`
-and `occupied()` because of their cost.
+and `occupied()` because of their cost; and a pool, which spells out `rest()` and `lend()`.
 """
 
 from __future__ import annotations
@@ -23,20 +23,14 @@ from ..errors import ConnectionInUse, DeadlineExceeded
 from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import FdWaiter, hub
 from .deadlines import Deadlines
+from .occupants import AT_REST, NOBODY, Occupant, Parent
 from .remains import Remains
+from .turnstile import Turnstile
 
-
-class Occupant:
-    """Who has a connection to himself without being a task that waits in it: a `with cur.copy()` block between its
-    calls, for example."""
-
-    def make_way(self, operation: str) -> None:
-        """Somebody wants to use the connection meanwhile: raise the error for him, or vacate the gate."""
-        raise NotImplementedError
-
-    def let_go(self) -> bool:
-        """`close()` asks whether it may close the connection now; False if a task waits inside."""
-        raise NotImplementedError
+#: Seconds between two looks whether those have left who came before turns were taken.
+_PAUSE = 0.001
+#: Seconds that a call of theirs may take between two waits.
+_LONGEST_CALL = 0.1
 
 
 class CopyDriver(Protocol):
@@ -49,11 +43,29 @@ class CopyDriver(Protocol):
 class BusyGate:
     """The gate of one connection. It doesn't know its connection, which refers to it."""
 
-    __slots__ = ("call", "deadlines", "file_copy", "interruption", "last_user", "owner", "remains", "waiter")
+    __slots__ = (
+        "call",
+        "deadlines",
+        "file_copy",
+        "free",
+        "interruption",
+        "last_user",
+        "loan",
+        "owner",
+        "remains",
+        "turnstile",
+        "waiter",
+    )
 
     def __init__(self) -> None:
+        self.turnstile = Turnstile()
+        #: The owner when nobody is inside: None, or `NOBODY` where native threads take turns: on connections that one
+        #: has made, and from the moment when two have met.
+        self.free: Occupant | None = NOBODY if hub().may_block() else None
         #: The task that waits inside psycopg2 on this connection, or an `Occupant`.
-        self.owner: object | None = None
+        self.owner: object | None = self.free
+        #: Something else for each borrower of a pool's connection: cursors are of one. None: it isn't one of a pool.
+        self.loan: object = None
         #: The hash of the task that last did: the task itself would be kept alive.
         self.last_user: int | None = None
         #: The call that is under way; None if psycopg2 was called past the gate.
@@ -79,13 +91,14 @@ class BusyGate:
         """Raises `ConnectionInUse` if somebody is inside. Returns what `leave()` wants: the call around this one, if an
         adapter, a generator or a file of its arguments has made this one."""
         if self.owner is not None:
-            self.make_way(call)
+            self.take_turn(call)
         outer_call, self.call = self.call, call
         return outer_call
 
     def leave(self, outer_call: str | None) -> None:
         """Raises what was thrown into the call."""
         self.call = outer_call
+        self.pass_turn()
         if self.interruption is not None:
             interruption, self.interruption = self.interruption, None
             try:
@@ -98,12 +111,54 @@ class BusyGate:
         return _Call(self, call)
 
     def make_way(self, operation: str) -> None:
-        """Raise `ConnectionInUse` if somebody is inside who doesn't leave for this."""
+        """Raise `ConnectionInUse` if somebody is inside who doesn't leave for this; a native thread waits for calls."""
+        if self.owner is not None:
+            with self.turn(operation):
+                self._refuse(operation)
+
+    def _refuse(self, operation: str) -> None:
         owner = self.owner
         if isinstance(owner, Occupant):
             owner.make_way(operation)
         elif owner is not None:
             raise ConnectionInUse(operation, hub().describe(owner))
+
+    # -- native threads take turns
+
+    def take_turn(self, operation: str) -> None:
+        """`make_way()`, and let nobody else in until `pass_turn()`."""
+        with self.turn(operation):
+            self._refuse(operation)
+            if self.free is not None:
+                self.turnstile.take(operation)
+
+    def pass_turn(self) -> None:
+        """The next one may come."""
+        if self.free is not None:
+            self.turnstile.leave()
+
+    def turn(self, operation: str) -> _Turn:
+        """`with gate.turn("executemany"):` no other native thread comes in between the calls of the block."""
+        return _Turn(self, operation)
+
+    def are_turns_taken(self, owner: object) -> bool:
+        """Whether it's no use to refuse a native thread because the owner is inside: it is in a call of its own, not in
+        a wait_notify() that may last for ever."""
+        is_in_call = owner is not None and not isinstance(owner, Occupant) and self.call is not None
+        return is_in_call and owner != hub().current() and hub().may_block()
+
+    def begin_turns(self) -> None:
+        """Called with the turn taken. Blocks the native thread until who has come without one has left."""
+        self.free = NOBODY
+        latest = hub().now() + _LONGEST_CALL
+        while True:
+            is_inside = self.owner is not None and not isinstance(self.owner, Occupant)
+            # Between the two waits of a call nobody is inside. But two who have met by chance may have mixed it up.
+            if not is_inside and (self.call is None or hub().now() > latest):
+                break
+            hub().sleep(_PAUSE)
+        if self.owner is None:
+            self.owner = NOBODY
 
     # -- waits that are greenpg's own
 
@@ -113,13 +168,34 @@ class BusyGate:
 
     def occupy(self, occupant: Occupant) -> None:
         """The occupant is inside, unless somebody is, until it vacates the gate."""
-        if self.owner is None:
+        if self.owner is self.free:
             self.owner = occupant
 
     def vacate(self, occupant: Occupant | None = None) -> None:
         """The occupant isn't inside any more, if it was; without one: nobody is."""
         if occupant is None or self.owner is occupant:
-            self.owner = None
+            self.owner = self.free
+
+    def rest(self) -> None:
+        """The connection lies in its pool: nobody may use it."""
+        self.owner = AT_REST
+
+    def wake(self) -> None:
+        """The pool itself is going to use it."""
+        if self.owner is AT_REST:
+            self.owner = self.free
+
+    def lend(self, loan: object) -> None:
+        """It has a borrower; what was there for the one before him is void."""
+        self.owner = self.free
+        self.loan = loan
+
+    def disown(self) -> bool:
+        """This is a child of the process whose the connection is. Whether somebody was inside at the fork."""
+        is_locked = self.call is not None or not (self.owner is None or isinstance(self.owner, Occupant))
+        self.owner = Parent(is_locked)
+        self.free = None  # another native thread may have had its turn
+        return is_locked
 
     def waiter_of(self, conn: extensions.connection) -> FdWaiter:
         """The connection's waiter, made if there is none yet."""
@@ -186,6 +262,29 @@ class _Call:
         self._gate.leave(self._outer_call)
 
 
+class _Turn:
+    __slots__ = ("_gate", "_operation", "_turnstile")
+
+    def __init__(self, gate: BusyGate, operation: str) -> None:
+        self._gate = gate
+        self._operation = operation
+
+    def __enter__(self) -> None:
+        gate = self._gate
+        is_shared = gate.free is not None or gate.are_turns_taken(gate.owner)
+        self._turnstile = gate.turnstile if is_shared else None
+        if self._turnstile is not None:
+            self._turnstile.take(self._operation)
+            if gate.free is None:
+                gate.begin_turns()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._turnstile is not None:
+            self._turnstile.leave()
+
+
 class _Occupation:
     __slots__ = ("_gate",)
 
@@ -193,11 +292,12 @@ class _Occupation:
         self._gate = gate
 
     def __enter__(self) -> None:
-        task = hub().current()
-        self._gate.owner = task
-        self._gate.last_user = hash(task)
+        gate, task = self._gate, hub().current()
+        with gate.turn("wait"):  # not in the middle of another one's
+            gate.owner = task
+        gate.last_user = hash(task)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._gate.owner = None
+        self._gate.owner = self._gate.free

@@ -176,6 +176,7 @@ class GuardedConnection(_connection):
     # -- transactions
 
     def __enter__(self: C) -> C:
+        self._gate.make_way("__enter__")
         forbid_inside(self, "with connection: ")
         _connection.__enter__(self)
         self._is_entered = True

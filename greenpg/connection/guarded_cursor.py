@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from psycopg2 import extensions
 from psycopg2.sql import Composable
 
 from ..driver import set_rowcount
+from ..errors import ConnectionReturned
 from .guarded_connection import GuardedConnection
 
 #: What can be executed, and what is merged into it.
@@ -29,12 +31,31 @@ class GuardedCursor(_cursor):
 
     connection: GuardedConnection  # psycopg2 makes no other with this class
 
+    #: The gate's `loan` when the connection made it; None: not one of a pool.
+    _loan: object = None
+
     #: (the message that was sent, how many bytes of it aren't the user's): see lazy_begin.py.
     _prefixed: tuple[bytes, int] | None = None
 
     #: (the query, row count and status) of the last `copy()` block, or of an `executemany()` whose row count can't be
     #: written: psycopg2 saw a part of it only.
     _copied: tuple[Any, int, str | None] | None = None
+
+    def _belongs_to(self, loan: object) -> None:
+        self._loan = loan
+
+    def _is_void(self) -> bool:
+        """Its connection has gone back to its pool, and has another borrower."""
+        return self._loan is not None and self._loan is not self.connection._gate.loan
+
+    def _refuse_if_void(self, call: str) -> None:
+        if self._is_void():
+            raise ConnectionReturned(call)
+
+    def _calling(self, call: str) -> AbstractContextManager[None]:
+        """`with self._calling("fetchone"):` as the gate's `calling()`."""
+        self._refuse_if_void(call)
+        return self.connection._gate.calling(call)
 
     def _note_rowcount(self, rowcount: int) -> None:
         if not set_rowcount(self, rowcount):

@@ -20,6 +20,7 @@ from ..errors import DeadlineExceeded, is_interruption, set_attribute
 from ..hubs import FdWaiter, hub
 from .cancel import request_cancel, shut_down
 from .guarded_connection import GuardedConnection
+from .occupants import Parent
 from .remains import give_up, give_up_from_outside, grace_ends_at
 
 #: Seconds that what is ended for no haste gets to come to its end; then the connection is closed.
@@ -115,6 +116,8 @@ def interrupt(conn: GuardedConnection, waiter: FdWaiter, exception: BaseExceptio
     """
     gate = conn._gate
     call = gate.call
+    if isinstance(gate.owner, Parent):  # what runs isn't ours
+        raise exception
     if call is None:  # nobody would raise the exception at the end of the call
         give_up(conn)
         raise exception
@@ -169,7 +172,7 @@ def throw_out(conn: GuardedConnection) -> None:
         shut_down(conn, socket.SHUT_WR)  # it can't send anything more
     give_up_at, shut_at = end_deadline(), grace_ends_at(conn)
     has_shut = False
-    while gate.owner is not None:
+    while gate.owner is not gate.free:
         now = time.monotonic()
         if now >= give_up_at:
             gate.make_way("close")

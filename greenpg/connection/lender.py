@@ -12,5 +12,8 @@ class Lender(Protocol):
     def close_returns(self) -> bool:
         """The connection is lent, and `close()` is to give it back."""
 
+    def take_closed(self) -> None:
+        """The connection has been closed; its borrower, if there is one, doesn't have it any more."""
+
     def give_back(self) -> None:
         """Instead of closing it. Suspends as the pool's `putconn()` does."""

@@ -20,6 +20,7 @@ import psycopg2
 from ..errors import is_interruption
 from ..hubs import hub
 from .cancel import CancelRequest, shut_down
+from .forking import keep_from_children
 
 logger = logging.getLogger("greenpg.connection")
 
@@ -56,11 +57,16 @@ class Remains:
         self._socket = _socket.socket(fileno=os.dup(conn.fileno()))
         self._socket.setblocking(False)
         self._waiter = hub().fd_waiter(self._socket.fileno())
+        keep_from_children(self)
         self._pid = os.getpid()
         self._has_answered = False
         self._calls: list[Callable[[], object]] = []
         #: Whether the server's process has ended, or is not waited for any longer.
         self.is_over = False
+
+    def fileno(self) -> int:
+        """The socket's descriptor, -1 when it is over."""
+        return self._socket.fileno()
 
     def when_over(self, call: Callable[[], object]) -> None:
         """Call the function, which must not suspend, at the end, or now if it has come. Doesn't suspend."""
@@ -185,9 +191,9 @@ def say_goodbye(conn: Any) -> Remains | None:
         try:
             gate.leave_behind(remains := Remains(conn, cancels=False, is_parting=True))
         except (OSError, psycopg2.Error):  # no descriptor is left
-            conn.close()
+            conn._close()
             return None
-        conn.close()
+        conn._close()
         hub().spawn(remains.see_to_the_end)
     return None if gate.remains is None or gate.remains.is_over else gate.remains
 

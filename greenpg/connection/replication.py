@@ -248,7 +248,8 @@ class ReplicationCursor(_ReplicationCursor, Cursor):  # type: ignore[misc]
 
     def answer(self) -> None:
         """Keep the server content while the program works on a message. Doesn't suspend."""
-        if self.connection._gate.owner is None and self._is_streaming():
+        gate = self.connection._gate
+        if gate.owner is gate.free and self._is_streaming():
             self.send_feedback(force=True)
 
     def seconds_to_feedback(self, interval: float) -> float:

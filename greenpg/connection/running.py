@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import weakref
 from collections import deque
 
 import psycopg2
@@ -13,6 +11,7 @@ from .. import hubs
 from ..errors import is_interruption
 from ..hubs import hub
 from .cancel import request_cancel
+from .forking import all_open
 from .guarded_connection import GuardedConnection
 from .interrupting import ENDING_CALLS
 
@@ -20,30 +19,17 @@ _ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
 _AT_ONCE = 10
 _FIRST_PAUSE = 0.05
 
-_connections: weakref.WeakSet[GuardedConnection] = weakref.WeakSet()
-os.register_at_fork(after_in_child=_connections.clear)  # the parent's
-
-
-def note_connection(conn: GuardedConnection) -> None:
-    """The connection is open."""
-    _connections.add(conn)
-
 
 def running_connections() -> list[GuardedConnection]:
     """The connections whose statement runs at the server, but for those whose transaction is just being ended."""
     return [
         conn
-        for conn in _all_connections()
-        if not conn.closed and conn.get_transaction_status() == _ACTIVE and conn._gate.call not in ENDING_CALLS
+        for conn in all_open()
+        if isinstance(conn, GuardedConnection)
+        and not conn.closed
+        and conn.get_transaction_status() == _ACTIVE
+        and conn._gate.call not in ENDING_CALLS
     ]
-
-
-def _all_connections() -> list[GuardedConnection]:
-    while True:
-        try:
-            return list(_connections)
-        except RuntimeError:  # another native thread has just connected
-            continue
 
 
 def cancel_running(deadline: float) -> list[GuardedConnection]:

@@ -113,6 +113,8 @@ class Transaction(Generic[C]):
             raise TypeError("transaction blocks can be used only once: call transaction() again")
         if conn.closed:
             raise psycopg2.InterfaceError("connection already closed")
+        if conn._gate.owner is not None:
+            conn._gate.make_way("transaction")
         if self._is_outermost(conn):
             self._savepoint = None
             if self._settles:

@@ -24,6 +24,7 @@ from ..hubs import Hub, hub
 from .bulk.copy_channel import end_copy_begun
 from .cancel import shut_down
 from .connect.watch import HostTimedOut, watch_of
+from .forking import keep_from_children
 from .interrupting import interrupt
 from .remains import give_up
 
@@ -80,7 +81,7 @@ def make_wait_callback(wait_hub: Hub) -> Callable[[Any], None]:
         except BaseException as exception:
             interrupt(conn, waiter, exception)
         finally:
-            gate.owner = None
+            gate.owner = gate.free
 
     return wait_callback
 
@@ -100,6 +101,7 @@ def _wait_for_foreign(conn: extensions.connection, wait_hub: Hub) -> None:
 def _wait_to_connect(conn: Any, wait_hub: Hub) -> None:
     """The server hears at once that nobody wants the connection: psycopg2 closes it when the last reference goes, and
     the exception's traceback has some."""
+    keep_from_children(conn)
     try:
         wait_by_poll(conn, wait_hub)
     except BaseException:

@@ -36,6 +36,7 @@ class NotifyWaits(GuardedConnection):
             raise psycopg2.ProgrammingError(
                 "wait_notify() cannot be used while an asynchronous query is underway: greenpg.wait(conn) first"
             )
+        self._has_altered_settings = True  # a pool looks whether somebody is still here
         with self._gate.occupied():
             is_in_time = True
             while True:

@@ -20,6 +20,8 @@ __all__ = [
     "ROLLED_BACK",
     "UNKNOWN",
     "ConnectionInUse",
+    "ConnectionInherited",
+    "ConnectionReturned",
     "CopyInProgress",
     "DeadlineExceeded",
     "LibpqUnavailable",
@@ -72,6 +74,39 @@ class ConnectionInUse(psycopg2.ProgrammingError):
 
     def __reduce__(self) -> tuple[type[ConnectionInUse], tuple[str, str]]:
         return type(self), (self.operation, self.owner)
+
+
+class ConnectionInherited(psycopg2.InterfaceError):
+    """A connection was used in a child of the process whose it is. Nothing was done.
+
+    Field: `operation`, what was called.
+    """
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(
+            f"{operation}() refused: the connection is that of the process from which this one was forked. Make one of "
+            "its own in each process; a greenpg.ConnectionPool does"
+        )
+        self.operation = operation
+
+    def __reduce__(self) -> tuple[type[ConnectionInherited], tuple[str]]:
+        return type(self), (self.operation,)
+
+
+class ConnectionReturned(psycopg2.InterfaceError):
+    """A connection was used after it had gone back to its pool, or a cursor that was made before. Nothing was done.
+
+    Field: `operation`, what was called.
+    """
+
+    def __init__(self, operation: str) -> None:
+        super().__init__(
+            f"{operation}() refused: the connection has been given back to its pool. Use it while it is borrowed only"
+        )
+        self.operation = operation
+
+    def __reduce__(self) -> tuple[type[ConnectionReturned], tuple[str]]:
+        return type(self), (self.operation,)
 
 
 class CopyInProgress(ConnectionInUse):
@@ -170,10 +205,10 @@ def note_commit_outcome(exception: BaseException, outcome: str) -> None:
 def safe_to_retry(exception: BaseException) -> bool:
     """True only if nothing of what was asked can have reached the server: what raised it can be called once more.
 
-    So it is for the pool's own errors, `ConnectionInUse`, and failures to connect. Not after a failed statement: a lost
-    connection doesn't tell how far it came. Doesn't suspend.
+    So it is for the pool's own errors, for refusals (`ConnectionInUse`, ...) and for failures to connect. Not after a
+    failed statement: a lost connection doesn't tell how far it came. Doesn't suspend.
     """
-    refused = (PoolTimeout, PoolClosed, TooManyRequests, ConnectionInUse)
+    refused = (PoolTimeout, PoolClosed, TooManyRequests, ConnectionInUse, ConnectionInherited, ConnectionReturned)
     if is_interruption(exception):
         return False  # whatever its class says
     return isinstance(exception, refused) or "_greenpg_failed_to_connect" in exception.__dict__

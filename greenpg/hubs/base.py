@@ -12,6 +12,8 @@ Rules that every hub keeps (tests/test_hubs.py checks them on all of them):
   function's as well.
 - In the event loop itself (a callback, a finalizer that runs there) nothing can be suspended: there `FdWaiter.wait_*`
   block, for `LONGEST_BLOCK` at most, and say False then; `sleep` blocks; `Event.wait` raises the loop's error.
+- In a child of a fork the tasks that were suspended in one of them at that moment go on waiting, whatever their
+  deadlines: they are the parent's. Only a kill ends them there (and `sleep` its time).
 - A native thread without an event loop of its own may call everything: it then blocks itself, nobody else.
 """
 
@@ -65,7 +67,7 @@ class Event(Protocol):
 class Mutex(Protocol):
     """A native lock for state that several native threads touch. Never suspend while holding it."""
 
-    def acquire(self) -> bool: ...
+    def acquire(self, blocking: bool = True) -> bool: ...
 
     def release(self) -> None: ...
 
@@ -117,6 +119,9 @@ class Hub(Protocol):
     def is_in_loop(self) -> bool:
         """Whether it is the event loop itself that calls, which can't be suspended. Doesn't suspend."""
 
+    def may_block(self) -> bool:
+        """Whether the running task is a native thread without an event loop: it blocks nobody else. Doesn't suspend."""
+
     def describe(self, task: object) -> str:
         """The name of a task that `current()` gave, for a message."""
 
@@ -125,6 +130,9 @@ class Hub(Protocol):
 
         Returns what takes that back; None if the end of such a task can't be known.
         """
+
+    def after_fork(self) -> None:
+        """This is a child of a fork, its descriptors are what they are going to be. Doesn't suspend."""
 
     def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """The function's result; it runs in a native thread while the caller is suspended.

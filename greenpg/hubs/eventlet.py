@@ -19,6 +19,7 @@ from .threads import ThreadsHub
 
 _EXPIRED = object()
 _native_os = patcher.original("os")
+_native_select = patcher.original("select")
 _native_threading = patcher.original("threading")
 
 
@@ -31,15 +32,22 @@ def _loop_if_exists() -> Any:
     return getattr(hubs._threadlocal, "hub", None)
 
 
+#: Another one in each process.
+_process = object()
+
+
 def _switch_until(loop: Any, deadline: float | None) -> bool:
     """Switch to the hub; False if it was the deadline that switched back."""
-    timer = None
+    timer, process = None, _process
     try:
         if deadline is None:
             loop.switch()
             return True
         timer = loop.schedule_call_global(max(deadline - time.monotonic(), 0.0), getcurrent().switch, _EXPIRED)
-        return loop.switch() is not _EXPIRED
+        is_expired = loop.switch() is _EXPIRED
+        if is_expired and _process is not process:  # the deadline was the parent's
+            is_expired = loop.switch() is _EXPIRED
+        return not is_expired
     except BaseException as exception:
         note_interruption(exception)
         raise
@@ -98,10 +106,20 @@ class _Doorbell:
 
     def __init__(self, loop: Any) -> None:
         self._calls: deque[Callable[[], None]] = deque()
+        self._open(loop)
+
+    def _open(self, loop: Any) -> None:
         self._read_fd, self._write_fd = _native_os.pipe()
         for fd in (self._read_fd, self._write_fd):
             _native_os.set_blocking(fd, False)
-        loop.add(loop.READ, self._read_fd, self._answer, lambda *args: None, lambda: None)
+        self._listener = loop.add(loop.READ, self._read_fd, self._answer, lambda *args: None, lambda: None)
+
+    def renew(self, loop: Any) -> None:
+        """In a child of a fork: the pipe is the parent's."""
+        loop.remove(self._listener)
+        for fd in (self._read_fd, self._write_fd):
+            _native_os.close(fd)
+        self._open(loop)
 
     def ring(self, call: Callable[[], None]) -> None:
         self._calls.append(call)
@@ -156,6 +174,19 @@ class EventletEvent:
             return True
         finally:
             self._task = None
+
+
+def _renew_epoll(loop: Any) -> None:
+    """What one process takes out of an epoll object that it shares with the other, the other misses."""
+    make = getattr(_native_select, "epoll", None)
+    if make is None or not isinstance(getattr(loop, "poll", None), make):
+        return
+    loop.poll = make()
+    for fd in {*loop.listeners[loop.READ], *loop.listeners[loop.WRITE]}:
+        try:
+            loop.register(fd, new=True)
+        except OSError:  # it was closed without a word to eventlet
+            pass
 
 
 class EventletHub:
@@ -230,6 +261,9 @@ class EventletHub:
         loop = _loop_if_exists()
         return loop is not None and getcurrent() is loop.greenlet
 
+    def may_block(self) -> bool:
+        return self._loop() is None
+
     def describe(self, task: object) -> str:
         return "the main green thread" if getattr(task, "parent", None) is None else repr(task)
 
@@ -244,6 +278,15 @@ class EventletHub:
 
         task.link(link)
         return functools.partial(task.unlink, link)
+
+    def after_fork(self) -> None:
+        global _process
+        _process = object()
+        loop = _loop_if_exists()
+        if loop is not None:
+            _renew_epoll(loop)
+            if hasattr(loop, "greenpg_doorbell"):
+                loop.greenpg_doorbell.renew(loop)
 
     def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
         if self._loop() is None:

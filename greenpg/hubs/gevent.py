@@ -24,12 +24,20 @@ _READ, _WRITE = 1, 2
 _EXPIRED = object()
 
 
+#: Another one in each process.
+_process = object()
+
+
 def _switch_until(hub: Any, task: Any, deadline: float) -> bool:
     """Switch to the hub; False if it was the deadline that switched back."""
+    process = _process
     timer = hub.loop.timer(max(deadline - time.monotonic(), 0.0))
     try:
         timer.start(task.switch, _EXPIRED, update=True)
-        return hub.switch() is not _EXPIRED
+        is_expired = hub.switch() is _EXPIRED
+        if is_expired and _process is not process:  # the deadline was the parent's
+            is_expired = hub.switch() is _EXPIRED
+        return not is_expired
     finally:
         timer.stop()
         timer.close()
@@ -310,6 +318,9 @@ class GeventHub:
     def is_in_loop(self) -> bool:
         return getcurrent() is get_hub_if_exists()
 
+    def may_block(self) -> bool:
+        return self._loop() is None
+
     def describe(self, task: object) -> str:
         if getattr(task, "parent", None) is None:
             return "the main greenlet"
@@ -327,6 +338,14 @@ class GeventHub:
 
         task.rawlink(link)
         return functools.partial(task.unlink, link)
+
+    def after_fork(self) -> None:
+        global _process
+        _process = object()
+        alarms = getattr(get_hub_if_exists(), "greenpg_alarms", None)
+        if alarms is not None:  # those that wait now wait for ever
+            alarms.new.clear()
+            alarms.known.clear()
 
     def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
         hub = self._loop()

@@ -222,5 +222,11 @@ class ThreadsHub:
     def resolve(self, host: str, port: int | str | None) -> list[AddressInfo]:
         return self._getaddrinfo(host, port, 0, socket.SOCK_STREAM)
 
+    def may_block(self) -> bool:
+        return True
+
+    def after_fork(self) -> None:
+        pass  # only the thread that has forked is here
+
     def run_in_thread(self, function: Callable[..., T], *args: Any) -> T:
         return function(*args)

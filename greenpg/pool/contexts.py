@@ -76,6 +76,7 @@ class ConnectionContext(Generic[ConnT]):
     def _leave(self, exc: BaseException | None) -> None:
         slot = self._slot
         if slot.lent_at != self._lent_at:
+            _tell_if_closed(slot, self._lent_at, exc)
             return  # the block has returned it, and it may be somebody else's by now
         if exc is None and slot.conn.closed and slot.conn._driver_status == READY:
             give_back(self._core, slot)  # the block has closed it, and nothing was open in it
@@ -96,7 +97,8 @@ class CursorContext(Generic[AnyCursor]):
         self._timeout = timeout
 
     def __enter__(self) -> AnyCursor:
-        forbid_transactions(self._core)
+        if self._core.options.pooler is not None:
+            forbid_transactions(self._core)
         self._slot = slot = lend(self._core, self._timeout)
         self._lent_at = slot.lent_at
         conn = slot.conn
@@ -121,6 +123,7 @@ class CursorContext(Generic[AnyCursor]):
         slot = self._slot
         cursor, self._cursor = self._cursor, None
         if slot.lent_at != self._lent_at:
+            _tell_if_closed(slot, self._lent_at, exc)
             return
         slot.conn._blocks.clear()
         try:
@@ -140,7 +143,8 @@ class TransactionContext(ConnectionContext[ConnT]):
         self._transaction: Transaction[Connection] | None = None
 
     def __enter__(self) -> ConnT:
-        forbid_transactions(self._core)
+        if self._core.options.pooler is not None:
+            forbid_transactions(self._core)
         conn = super().__enter__()
         try:
             self._transaction = conn.transaction(**self._options)  # type: ignore[attr-defined]
@@ -160,7 +164,10 @@ class TransactionContext(ConnectionContext[ConnT]):
 
     def _leave(self, exc: BaseException | None) -> bool:  # type: ignore[override]
         transaction, self._transaction = self._transaction, None
-        if transaction is None or self._slot.lent_at != self._lent_at:
+        if transaction is None:
+            return False
+        if self._slot.lent_at != self._lent_at:
+            _tell_if_closed(self._slot, self._lent_at, exc)
             return False
         try:
             is_settled: bool = transaction.__exit__(None if exc is None else type(exc), exc, None)
@@ -185,6 +192,12 @@ def _leave_abandoned(name: str, leave: Callable[[BaseException], object], exc: B
         leave(exc)
     except Exception as error:
         logger.warning("pool %r: giving back the connection of an abandoned block failed: %s", name, error)
+
+
+def _tell_if_closed(slot: Slot, lent_at: float, exc: BaseException | None) -> None:
+    """Raise if the block has closed its connection in the middle of a transaction, and no exception says so already."""
+    if exc is None and slot.closed_in == lent_at and slot.conn._driver_status != READY:
+        end_transaction(slot.conn, commit=True)
 
 
 def finish(core: PoolCore, slot: Slot, exc: BaseException | None) -> None:

@@ -137,6 +137,7 @@ class PoolCore:
     def begin_anew(self) -> None:
         """In a forked child: without connections, to be opened at the next use."""
         old = self.ledger
+        self.generation += 1
         self.ledger = Ledger(old.min_size, old.max_size, keeps_idle=old.keeps_idle, least_kept=old.least_kept)
         self._begin()  # some other thread of the parent may have held the mutex
         if not self.is_closed:
@@ -212,6 +213,9 @@ class PoolCore:
     def pass_on(self, slot: Slot) -> None:
         """A usable connection: to the head of the line, or to the idle ones."""
         with self.mutex:
+            if slot not in self.ledger.slots:  # the pool has begun anew
+                return
+            slot.gate.rest()
             is_wanted = self.ledger.give(slot)
         if not is_wanted:
             self.close_connection(slot, slot.conn)
@@ -219,6 +223,7 @@ class PoolCore:
     def close_connection(self, slot: Slot, conn: Connection) -> Remains | None:
         """`close_quietly()` the slot's connection, and tell its opener. Only an opener's way to do it may suspend."""
         if self.opener is not None:
+            conn._gate.wake()
             self.opener.close(slot, conn)
         return close_quietly(conn)
 
@@ -229,9 +234,10 @@ class PoolCore:
             if slot.generation != self.generation:
                 return False
             self._note_opened(slot, conn)
+            slot.gate.rest()
             is_wanted = self.ledger.give(slot)
             if not self.is_closed:
-                self.ledger.grow()
+                self.grow()
             if self.is_filled():
                 self.end_filling(True)
         if not is_wanted:
@@ -265,6 +271,8 @@ class PoolCore:
         one that says nothing."""
         remains = self.close_connection(slot, slot.conn)
         with self.mutex:
+            if slot not in self.ledger.slots:  # the pool has begun anew
+                return None
             if remains is not None and not is_silent and not self.is_closed and self.ledger.max_size < sys.maxsize:
                 self.ledger.move(slot, ENDING)
                 return remains
@@ -279,6 +287,10 @@ class PoolCore:
             if slot.state is ENDING and slot in self.ledger.slots:  # else it was closed, or forked, meanwhile
                 self.ledger.move(slot, CLOSED)
                 self.ledger.replace_lost()
+
+    def grow(self) -> None:
+        """[mutex] Reserve what is asked for; `opening.start_workers()` opens it."""
+        self.ledger.grow(self.options.num_workers, self.workers.hanging(self.now()))
 
     def drain(self) -> list[Slot]:
         """[mutex] What is there now isn't lent again. Returns the slots whose connections are to be closed."""
@@ -323,3 +335,7 @@ class PoolCore:
 
     def give_back(self, slot: Slot) -> None:
         self._give_back(self, slot)
+
+    def take_closed(self, slot: Slot) -> None:
+        if self.opener is None:  # else its user puts another one in the place: exchange()
+            self._give_back(self, slot)

@@ -81,9 +81,10 @@ def close_quietly(conn: Connection) -> Remains | None:
     """Close it, whatever state it is in. Doesn't suspend, unless a task waits in it. What tells when its server process
     has ended, None if it has."""
     gate = conn._gate
+    gate.wake()
     try:
-        if gate.owner is not None or conn.closed:
-            conn.close()  # the owner is thrown out
+        if gate.owner is not gate.free or conn.closed:
+            conn._close()  # the owner is thrown out
         elif conn.get_transaction_status() == extensions.TRANSACTION_STATUS_ACTIVE:
             cut_off(conn)
         return say_goodbye(conn)

@@ -190,17 +190,15 @@ class Ledger:
         while len(self.slots) < size:
             self.reserve()
 
-    def grow(self) -> None:
+    def grow(self, at_a_time: int, hanging: int = 0) -> None:
         """Reserve what waiting clients, or the least size, ask for.
 
-        One connection at a time while clients wait: the next is often not needed when this one is ready. Where none is
-        kept, one for each client.
+        A connection for each client, but few at a time: the next is often not needed when these are ready. Of those
+        that are OPENING, the ones that hang don't count. Where none is kept, one for each client at once.
         """
         while len(self.slots) < self.max_size and not self.is_paused:
-            if not self.keeps_idle:
-                if len(self.opening) >= len(self.line):
-                    return
-            elif self.opening or not (self.line or len(self.slots) < self.min_size):
+            wanted = max(len(self.line), self.min_size - len(self.slots) + len(self.opening))
+            if len(self.opening) - hanging >= (min(wanted, at_a_time) if self.keeps_idle else wanted):
                 return
             self.reserve()
 

@@ -17,9 +17,10 @@ from .core import PoolCore
 from .failover import prove
 from .health import PING_TIMEOUT, is_alive
 from .lifecycle import open_if_needed
-from .opening import Backoff, describe, replace, start_workers
+from .opening import Backoff, describe, is_refused, refusal, replace, start_workers
 from .options import check_not_negative
 from .slot import LENT, RESETTING, Slot
+from .tasks import HANGING
 
 logger = logging.getLogger("greenpg.pool")
 
@@ -61,6 +62,9 @@ def lend(core: PoolCore, timeout: float | None, is_told: bool = False) -> Slot:
     slot.lent_by = core
     slot.holder = core.hold(core.current_task())
     slot.lent_at = now
+    gate = slot.gate  # gate.lend() spelled out
+    gate.owner = gate.free
+    gate.loan = now
     if options.leak_after is not None:
         slot.stack = traceback.format_list(traceback.extract_stack(limit=12)[:-2])
     return slot
@@ -87,12 +91,14 @@ def _lend_and_tell(core: PoolCore, tracing: Tracing, timeout: float | None) -> S
 
 def _wait_in_line(core: PoolCore, timeout: float) -> Slot:
     """Wait until a connection is handed over, for at most `timeout` seconds."""
-    started = core.now()
+    started, ledger = core.now(), core.ledger
     event = hub().event()
     has_grown = _join(core, event, timeout)
     try:
         if has_grown:
             start_workers(core)
+        if ledger.opening:
+            _look_for_hanging(core, event, started + timeout)
         event.wait(started + timeout)
     except BaseException:
         core.stats.requests_errors += 1
@@ -105,6 +111,8 @@ def _wait_in_line(core: PoolCore, timeout: float) -> Slot:
         core.stats.requests_wait_ms += waited * 1000.0
         if core.histograms is not None:
             core.histograms.waited(waited)
+    if core.ledger is not ledger:  # this is a child of the process that has asked
+        hub().event().wait()
     if event.value.__class__ is Slot:
         return event.value
     slot = _leave(core, event)  # at the last moment, it may have been handed over all the same
@@ -114,6 +122,18 @@ def _wait_in_line(core: PoolCore, timeout: float) -> Slot:
     if event.value is not None:
         raise event.value
     raise _timeout_error(core, timeout) from core.workers.last_error
+
+
+def _look_for_hanging(core: PoolCore, event: Event, deadline: float) -> None:
+    """Wait while connections are being made; those that hang while they are keep the others from nothing."""
+    while core.ledger.opening:
+        until = min(deadline, core.now() + HANGING)
+        if event.wait(until) or until == deadline:
+            return
+        with core.mutex:
+            if not core.is_closed:
+                core.grow()
+        start_workers(core)
 
 
 def _join(core: PoolCore, event: Event, timeout: float) -> bool:
@@ -129,11 +149,14 @@ def _join(core: PoolCore, event: Event, timeout: float) -> bool:
         is_full = max_waiting and len(ledger.line) >= max_waiting
         if timeout and not is_full:
             core.stats.requests_queued += 1
-            ledger.join_line(event)
             if core.workers.resting:
                 core.workers.hurry(core.now())
+            if core.workers.last_error is not None and is_refused(core):
+                core.stats.requests_errors += 1
+                raise refusal(core)
+            ledger.join_line(event)
             if len(ledger.slots) < ledger.max_size:
-                ledger.grow()
+                core.grow()
                 return True
             event.on_delay = functools.partial(_report_deadlock, core)
             return False
@@ -179,10 +202,10 @@ def _timeout_error(core: PoolCore, timeout: float) -> PoolTimeout:
         if ledger.ending:
             counts += f", {len(ledger.ending)} closed ones still busy at the server"
         longest = ledger.longest_lent()
-        held = longest and (longest.describe_holder(), core.now() - longest.lent_at)
+        held = longest and (longest.describe_holder(), core.now() - longest.lent_at, longest.describe_place())
     text = f"couldn't get a connection from pool {core.options.name!r} after {timeout:.2f} s: {counts}"
     if held:
-        text += f"; {held[0]} has held one for {held[1]:.1f} s"
+        text += f"; {held[0]} has held one for {held[1]:.1f} s{held[2]}"
     if error is not None:
         text += f"; last connection error: {describe(error)}"
     timeout_error = PoolTimeout(text, size=size, lent=lent, waiting=waiting)
@@ -221,6 +244,7 @@ def _is_healthy(core: PoolCore, slot: Slot, deadline: float) -> bool:
     """False: it is replaced. Suspends for a part of the time until the deadline: what is left is for another one."""
     conn, options = slot.conn, core.options
     started = core.now()
+    slot.gate.wake()
     try:
         if not is_alive(conn):
             logger.warning("pool %r: discarding a connection that the server has closed: %s", options.name, conn)

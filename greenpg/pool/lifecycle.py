@@ -107,33 +107,12 @@ def open_cores() -> list[PoolCore]:
     return [core for core in list(_cores) if not core.is_closed]
 
 
-def _forget_connections(core: PoolCore) -> None:
-    """Point the child's copies of the sockets to nowhere.
-
-    When psycopg2 closes its copy of a connection it says goodbye to the server, on the socket that is the parent's too.
-    """
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    try:
-        for slot in core.ledger.slots:
-            conn = slot.conn
-            if conn is not None and not conn.closed:
-                os.dup2(nowhere, conn.fileno())
-                slot.forget_loan()
-    finally:
-        os.close(nowhere)
-
-
-def _begin_anew(core: PoolCore) -> None:
-    _forget_connections(core)
-    core.ledger.fail_line(
-        lambda: PoolClosed(f"the pool {core.options.name!r} was forked while the request was waiting")
-    )
-    core.begin_anew()
-
-
 def _after_fork_in_child() -> None:
+    """The connections themselves are seen to by connection/forking.py. Who waited for one goes on waiting."""
     for core in list(_cores):
-        _begin_anew(core)
+        for slot in core.ledger.slots:
+            slot.forget_loan()
+        core.begin_anew()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

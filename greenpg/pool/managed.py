@@ -73,6 +73,7 @@ class ManagedPool(Generic[ConnT]):
     reconnect_timeout = _Option[float]()
     num_workers = _Option[int]()
     fail_fast = _Option[FailFast]()
+    refused_after = _Option[float]()
     check_idle = _Option[float]()
     statement_deadline = _Option[float | None]()
     leak_after = _Option[float | None]()
@@ -102,6 +103,7 @@ class ManagedPool(Generic[ConnT]):
         reconnect_failed: Callable[[Any], object] | None = None,
         num_workers: int = 3,
         fail_fast: FailFast = False,
+        refused_after: float = 2.0,
         check_idle: float = 30.0,
         statement_deadline: float | None = None,
         histograms: bool = False,
@@ -128,6 +130,7 @@ class ManagedPool(Generic[ConnT]):
             reconnect_failed=reconnect_failed,
             num_workers=num_workers,
             fail_fast=fail_fast,
+            refused_after=refused_after,
             check_idle=check_idle,
             statement_deadline=statement_deadline,
             leak_after=leak_after,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from ..errors import PoolTimeout
+from ..hubs import hub
 from .lending import lend
 from .opening import replace
 from .options import ConnT, check_sizes
@@ -36,8 +38,16 @@ class NullConnectionPool(ConnectionPool[ConnT]):
 
         Raises `PoolTimeout`, and closes the pool, if that takes longer than `timeout` seconds.
         """
+        deadline = self._core.now() + timeout
         try:
-            slot = lend(self._core, timeout)
+            while True:
+                try:
+                    slot = lend(self._core, max(deadline - self._core.now(), 0.0))
+                    break
+                except PoolTimeout:  # perhaps at once, because connecting was refused
+                    if self._core.now() >= deadline:
+                        raise
+                    hub().sleep(0.1)
         except BaseException:
             self.close()
             raise

@@ -11,10 +11,13 @@ import random
 import weakref
 from typing import Any
 
+from psycopg2 import extensions
+
 from ..connection.connect.connecting import connect_as_instrumented
 from ..connection.connect.dsn import checked_dsn
+from ..connection.connect.route import find_route
 from ..connection.connection import Connection
-from ..errors import copied, is_interruption
+from ..errors import PoolTimeout, copied, is_interruption
 from ..hubs import hub
 from .core import Opener, PoolCore
 from .failover import note_server, watch_ending
@@ -25,6 +28,10 @@ from .slot import CLOSED, Slot
 from .tasks import Workers
 
 logger = logging.getLogger("greenpg.pool")
+
+#: Seconds for each address of the server, where nothing says otherwise: a connection that is being made would hang for
+#: ever if the server accepts it and is silent.
+CONNECT_TIMEOUT = 10
 
 _FIRST_DELAY = 0.1
 _LONGEST_DELAY = 30.0
@@ -55,7 +62,7 @@ def start_workers(core: PoolCore) -> None:
     ledger, workers = core.ledger, core.workers
     while ledger.to_open:
         with core.mutex:
-            if not ledger.to_open or workers.count >= core.options.num_workers:
+            if not ledger.to_open or not workers.may_begin(core.now(), core.options.num_workers):
                 return
             workers.begin()
         try:
@@ -101,6 +108,8 @@ def _work(core_ref: weakref.ref[PoolCore], workers: Workers) -> None:
             backoff = Backoff(core.options.reconnect_timeout)
             while core is not None:
                 delay = _try_to_open(core, slot, backoff)
+                if core.workers is not workers:
+                    return  # in a child of the process whose the slot is
                 if delay is None:
                     break
                 event = hub().event()
@@ -115,7 +124,7 @@ def _work(core_ref: weakref.ref[PoolCore], workers: Workers) -> None:
         except BaseException:
             # Somebody kills tasks that aren't his. The slot must not stay reserved, nor the worker counted.
             core = core_ref()
-            if core is not None:
+            if core is not None and core.workers is workers:
                 with core.mutex:
                     if slot.state is not CLOSED and slot.conn is None:
                         core.ledger.move(slot, CLOSED)
@@ -131,21 +140,29 @@ def _try_to_open(core: PoolCore, slot: Slot, backoff: Backoff) -> float | None:
             core.ledger.move(slot, CLOSED)
         return None
     slot.begin(core.generation)
-    stats = core.stats
+    stats, workers = core.stats, core.workers
     stats.connections_num += 1
     started, tracing = core.now(), core.tracing
     event = tracing and tracing.begin("connect")
+    with core.mutex:
+        workers.trying(slot, started)
     try:
-        conn = connect_for(core, slot) if core.opener is None else _open(core.opener, slot)
+        try:
+            conn = connect_for(core, slot) if core.opener is None else _open(core.opener, slot)
+        finally:
+            with core.mutex:
+                workers.tried(slot)
     except Exception as error:
+        if core.workers is not workers:  # this is a child of the process whose the slot is
+            return None
         if tracing and event:
             tracing.end(event, error)
         stats.connections_errors += 1
         if core.opener is not None:
-            return _answer_head(core, slot, error)
+            return _answer_head(core, slot, error, started)
+        _tell_those_who_wait(core, error, started)
         logger.warning("error connecting in pool %r: %s", core.options.name, describe(error))
         delay = backoff.next_delay(core.now())
-        _tell_those_who_wait(core, error)
         if delay is None or core.is_closed:
             _give_up(core, slot)
             return None
@@ -153,12 +170,13 @@ def _try_to_open(core: PoolCore, slot: Slot, backoff: Backoff) -> float | None:
     seconds = core.now() - started
     stats.connections_ms += seconds * 1000.0
     with core.mutex:
-        core.workers.succeeded()
+        workers.succeeded()
     is_added = core.add(slot, conn)
     if is_added:
         note_server(core, slot, conn)
     else:
         core.close_connection(slot, conn)
+    start_workers(core)
     if tracing and event:
         event.connection = conn
         tracing.end(event, seconds=seconds)
@@ -170,23 +188,44 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip()}"
 
 
-def _tell_those_who_wait(core: PoolCore, error: Exception) -> None:
+def _tell_those_who_wait(core: PoolCore, error: Exception, begun_at: float) -> None:
     fails_fast = False
     try:
         fails_fast = not is_interruption(error) and core.options.fails_fast(error)
     except Exception:
         logger.exception("pool %r: fail_fast raised", core.options.name)
     with core.mutex:
-        core.workers.failed(error)
+        core.workers.failed(error, begun_at, core.now())
         if fails_fast:
             core.ledger.fail_line(lambda: copied(error))
             core.end_filling(error)
+        elif core.ledger.line and is_refused(core):
+            core.ledger.fail_line(lambda: refusal(core))
 
 
-def _answer_head(core: PoolCore, slot: Slot, error: Exception) -> float | None:
+def is_refused(core: PoolCore) -> bool:
+    """[mutex] There is no connection, and none can be made: it makes no sense to wait."""
+    return not core.ledger.open_count and core.workers.fails_for(core.options.refused_after, core.now())
+
+
+def refusal(core: PoolCore) -> PoolTimeout:
+    """[mutex] The error of who would wait for nothing."""
+    error = core.workers.last_error
+    refused = PoolTimeout(
+        f"pool {core.options.name!r} has no connection, and every attempt to connect has failed for "
+        f"{core.options.refused_after:g} s or longer (refused_after), the last one by {error and describe(error)}",
+        size=core.ledger.size,
+        lent=0,
+        waiting=len(core.ledger.line),
+    )
+    refused.__cause__ = error
+    return refused
+
+
+def _answer_head(core: PoolCore, slot: Slot, error: Exception, begun_at: float) -> float | None:
     """Who has asked for the connection gets the error of connecting. Try again at once for the next in line."""
     with core.mutex:
-        core.workers.failed(copied(error))
+        core.workers.failed(copied(error), begun_at, core.now())
         if not is_interruption(error):
             core.ledger.fail_head(error)
         if core.ledger.line and not core.is_closed:
@@ -224,12 +263,19 @@ def _open(opener: Opener, slot: Slot) -> Connection:
     return conn
 
 
+def _in_time(dsn: str) -> str:
+    route = find_route(dsn)
+    if route.timeout is not None or "connect_timeout" in route.options:
+        return dsn
+    return str(extensions.make_dsn(dsn, connect_timeout=CONNECT_TIMEOUT))
+
+
 def connect_for(core: PoolCore, slot: Slot) -> Connection:
     """A new connection, configured. Suspends."""
     options = core.options
 
     def connect(conninfo: str, kwargs: dict[str, Any]) -> tuple[Connection, dict[str, Any]]:
-        dsn = checked_dsn(conninfo, **for_libpq(kwargs))
+        dsn = _in_time(checked_dsn(conninfo, **for_libpq(kwargs)))
         return connect_as_instrumented(dsn, options.connection_class, kwargs.get("cursor_factory")), kwargs
 
     conn, kwargs = core.credentials().connect(connect)

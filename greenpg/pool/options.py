@@ -65,6 +65,8 @@ class PoolOptions:
     check_idle: float
     #: True, or a function of the error that says so: who waits gets the error of connecting at once.
     fail_fast: FailFast
+    #: Seconds after which a pool without a connection, which gets none either, lets nobody wait any longer.
+    refused_after: float
     statement_deadline: float | None
     leak_after: float | None
     #: None: it is found out when it matters.
@@ -80,7 +82,15 @@ class PoolOptions:
         check_connecting(self.conninfo, self.kwargs, self.connection_class)
         if self.num_workers < 1:
             raise ValueError(f"num_workers must be at least 1, not {self.num_workers}")
-        names = ("timeout", "max_waiting", "max_lifetime", "max_idle", "reconnect_timeout", "check_idle")
+        names = (
+            "timeout",
+            "max_waiting",
+            "max_lifetime",
+            "max_idle",
+            "reconnect_timeout",
+            "check_idle",
+            "refused_after",
+        )
         check_not_negative(**{name: getattr(self, name) for name in names}, leak_after=self.leak_after or 0)
         if self.statement_deadline is not None:
             checked_seconds(self.statement_deadline)

@@ -56,13 +56,14 @@ class ConnectionPool(ManagedPool[ConnT]):
       Two values of `reset` have a meaning: "rollback" (default) only ends an open transaction, "session" also takes
       back what a session can keep (settings, temporary tables, advisory locks, LISTEN, cursors, isolation level,
       autocommit, ...) and calls `configure` again. A `reset` is run by a task of the pool's own: the borrower doesn't
-      wait for it.
+      wait for it. Its statements have 10 s together.
     - `name` (None: "pool-N"): for messages. `timeout` (30): how long `getconn()` waits by default.
     - `max_waiting` (0: no limit): more tasks than that don't get into the line but `TooManyRequests`.
     - `max_lifetime` (3600): a connection older than that, less up to 5 %, is replaced when it comes back.
     - `max_idle` (600): one connection above `min_size` is closed whenever so many went unused for that long.
     - `reconnect_timeout` (300): how long connecting is tried again, with backoff, before `reconnect_failed(pool)` is
-      called. `num_workers` (3): how many connections are opened at a time.
+      called. `num_workers` (3): how many connections are opened at a time, not counting those that take longer than a
+      second. Where no `connect_timeout` is given, each address of the server has 10 s.
     - `close_returns` (False): `conn.close()` returns the connection to the pool.
 
     And beyond psycopg_pool's:
@@ -70,6 +71,9 @@ class ConnectionPool(ManagedPool[ConnT]):
     - `fail_fast` (False): True: when connecting fails, whoever waits for a connection (or in `wait()`) gets that error
       at once, instead of waiting until the timeout while it is tried again. A function: called with each such error, it
       tells whether that is so.
+    - `refused_after` (2): while the pool has no connection at all, and every attempt to connect has failed for so many
+      seconds, whoever waits or comes is told so at once by `PoolTimeout`, instead of waiting until the timeout. Trying
+      goes on meanwhile. `float("inf")`: never.
     - `check_idle` (30): a connection that was idle for longer is pinged before it is lent. Any that was idle at all
       gets a look at its socket, which costs no round trip.
     - `statement_deadline` (None: no limit): how long each statement may take, see `Connection.deadline()`.
@@ -257,12 +261,15 @@ class ConnectionPool(ManagedPool[ConnT]):
     def putconn(self, conn: extensions.connection) -> None:
         """Give a borrowed connection back; an open transaction is rolled back, a broken connection replaced.
 
+        Harmless if `conn.close()` has given it back already. From then on it can't be used until it is lent again.
         Raises ValueError, and touches nothing, if the connection isn't one that this pool has lent. Suspends only for
         a rollback: a `reset` is done by a task of the pool's own.
         """
         slot: Slot | None = getattr(conn, "_lender", None)
         if slot is None:
             raise not_ours(self._core, conn)
+        if slot.lent_by is None and slot.closed_in is not None:
+            return  # close() has given the slot back
         give_back(self._core, slot)
 
     # -- LISTEN and NOTIFY

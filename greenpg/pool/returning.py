@@ -10,6 +10,7 @@ from psycopg2 import extensions
 from ..connection.connection import Connection
 from ..connection.deadlines import ROLLBACK_TIMEOUT, DeadlineBlock
 from ..connection.lazy_begin import execute_alone
+from ..connection.occupants import AT_REST, Occupant
 from ..connection.tracing import Tracing
 from ..errors import is_interruption
 from ..hubs import hub
@@ -26,7 +27,7 @@ logger = logging.getLogger("greenpg.pool")
 READ_ONLY = "25006"
 _EVICTING = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", READ_ONLY})
 
-#: Seconds that the session reset may take.
+#: Seconds that the statements of a reset may take together.
 _RESET_TIMEOUT = 10.0
 
 #: What DISCARD ALL does, but for the plans of prepared statements; DISCARD ALL itself can't share a round trip. And the
@@ -78,6 +79,7 @@ def give_back(core: PoolCore, slot: Slot, is_told: bool = False, is_at_rest: boo
     ):
         _clean_up(core, slot)
         return
+    slot.gate.owner = AT_REST  # gate.rest() spelled out
     mutex = core.mutex  # core.pass_on(), and ledger.give() in the usual case, spelled out
     mutex.acquire()
     try:
@@ -120,6 +122,7 @@ def _take_back(core: PoolCore, slot: Slot, lent_at: float, holder: str) -> None:
     if slot.taken_at is not None:
         code, line = slot.taken_at
         place = f"{code.co_filename}, line {line} ({code.co_name})"
+    slot.condemn()  # who has kept the connection mustn't use it beside its next borrower
     core.note_leak(slot.conn, f"{holder} ended without returning it")
     try:
         give_back(core, slot)
@@ -197,6 +200,11 @@ def _clean(core: PoolCore, slot: Slot) -> bool:
     status = conn.info.transaction_status
     if core.is_closed:
         return False
+    if conn._gate.owner is not None and not isinstance(conn._gate.owner, Occupant):
+        core.stats.returns_bad += 1
+        logger.warning("pool %r: closing connection returned while a task was waiting in it: %s", options.name, conn)
+        core.note_eviction(conn, "it was returned while a task was waiting in it")
+        return False
     if status == extensions.TRANSACTION_STATUS_UNKNOWN:
         core.stats.returns_bad += 1
         logger.warning("pool %r: discarding closed connection: %s", options.name, conn)
@@ -252,7 +260,8 @@ def _reset(core: PoolCore, conn: Connection) -> bool:
     options = core.options
     try:
         if callable(options.reset):
-            options.reset(conn)
+            with DeadlineBlock(conn._gate, _RESET_TIMEOUT):
+                options.reset(conn)
         elif lends_sessions(find_mode(core, conn)):
             with DeadlineBlock(conn._gate, _RESET_TIMEOUT):
                 reset_session(conn)

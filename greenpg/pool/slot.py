@@ -8,6 +8,7 @@ from types import CodeType
 from typing import Any, Protocol
 
 from ..connection.connection import Connection
+from ..connection.gate import BusyGate
 from ..connection.session_settings import SessionSettings
 from ..hubs import hub
 
@@ -54,15 +55,20 @@ class Lending(Protocol):
     def give_back(self, slot: Slot) -> None:
         """Take the slot back. Suspends as `putconn()` does."""
 
+    def take_closed(self, slot: Slot) -> None:
+        """Take the slot back, whose connection has been closed."""
+
 
 class Slot:
     """The right to one server connection. It is its connection's `Lender` (connection/lender.py)."""
 
     __slots__ = (
         "bare_settings",
+        "closed_in",
         "conn",
         "expires_at",
         "forget_holder",
+        "gate",
         "generation",
         "holder",
         "is_suspect",
@@ -84,6 +90,8 @@ class Slot:
         self.state = OPENING
         # Nobody asks for what is None while the slot is OPENING.
         self.conn: Connection = None  # type: ignore[assignment]
+        #: The connection's.
+        self.gate: BusyGate = None  # type: ignore[assignment]
         #: The pool's generation when the connection was begun; see `condemn()`.
         self.generation = _CONDEMNED
         # All times by `hub().now()`.
@@ -97,6 +105,8 @@ class Slot:
         #: task it was lent to.
         self.lent_by: Lending | None = None
         self.lent_at = 0.0
+        #: The `lent_at` of the borrower who has closed the connection.
+        self.closed_in: float | None = None
         self.holder: Callable[[], object | None] | None = None
         #: Code and line that called getconn(), and what makes the hub forget that the task's end is of interest.
         self.taken_at: tuple[CodeType, int] | None = None
@@ -128,6 +138,7 @@ class Slot:
     def opened(self, conn: Connection, now: float, expires_at: float, unchecked_until: float) -> None:
         """It has a connection now."""
         self.conn = conn
+        self.gate = conn._gate
         self.opened_at = now
         self.expires_at = expires_at
         self.unchecked_until = unchecked_until
@@ -170,6 +181,13 @@ class Slot:
         task = None if self.holder is None else self.holder()
         return "a task that is gone" if task is None else hub().describe(task)
 
+    def describe_place(self) -> str:
+        """Where in the program getconn() took it, for messages; empty if that isn't known."""
+        if self.forget_holder is None or self.taken_at is None:
+            return ""
+        code, line = self.taken_at
+        return f", taken in {code.co_filename}, line {line} ({code.co_name})"
+
     def forget_loan(self) -> None:
         """Nobody has it any more, or not by lending."""
         self.lent_by = self.holder = None
@@ -180,6 +198,12 @@ class Slot:
         self.forget_holder = forget
 
     # -- the connection's Lender
+
+    def take_closed(self) -> None:
+        """The borrower has closed the connection: the slot is for another one."""
+        if self.lent_by is not None:
+            self.closed_in = self.lent_at
+            self.lent_by.take_closed(self)
 
     @property
     def close_returns(self) -> bool:

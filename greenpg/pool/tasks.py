@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from ..hubs import Event
 
+#: An attempt to connect that has taken so many seconds keeps nobody else from trying.
+HANGING = 1.0
 #: While clients wait, nobody rests longer than that between two attempts to connect.
 _LONGEST_REST_WITH_CLIENTS = 0.25
+#: Seconds for which a failure is news.
+_SHORTEST_REFUSAL = 1.0
 
 
 class Workers:
     """The tasks that connect, at most `num_workers`. Methods are called with the pool's mutex held, except `wake()`."""
 
-    __slots__ = ("_failed_at", "_when_ended", "count", "last_error", "resting")
+    __slots__ = ("_begun", "_failed_at", "_failing_since", "_when_ended", "count", "last_error", "resting")
 
     def __init__(self) -> None:
         self.count = 0
@@ -23,6 +27,10 @@ class Workers:
         #: What the last attempt failed by, without its traceback; None after a successful one.
         self.last_error: Exception | None = None
         self._failed_at = 0.0
+        #: When the first of the attempts was begun that have all failed; None if the last one has succeeded.
+        self._failing_since: float | None = None
+        #: When the attempts that are under way were begun.
+        self._begun: dict[object, float] = {}
         self._when_ended: list[Event] = []
 
     def begin(self) -> None:
@@ -33,8 +41,27 @@ class Workers:
         while not self.count and self._when_ended:
             self._when_ended.pop().set()
 
-    def failed(self, error: Exception) -> None:
+    def may_begin(self, now: float, num_workers: int) -> bool:
+        """One more may start: those that hang don't count."""
+        return self.count < num_workers or self.count - self.hanging(now) < num_workers
+
+    def trying(self, attempt: object, now: float) -> None:
+        """An attempt to connect begins."""
+        self._begun[attempt] = now
+
+    def tried(self, attempt: object) -> None:
+        """It has come to its end, whatever that is."""
+        self._begun.pop(attempt, None)
+
+    def hanging(self, now: float) -> int:
+        """How many attempts have taken so long that others shouldn't wait for them."""
+        return sum(now - begun_at >= HANGING for begun_at in self._begun.values())
+
+    def failed(self, error: Exception, begun_at: float, now: float) -> None:
         """An attempt to connect has failed. The error is kept, but not the frames that it came through."""
+        self._failed_at = now
+        if self._failing_since is None:
+            self._failing_since = begun_at
         inner: BaseException | None = error
         seen = set()
         while inner is not None and inner not in seen:
@@ -44,12 +71,16 @@ class Workers:
         self.last_error = error
 
     def succeeded(self) -> None:
-        self.last_error = None
+        self.last_error = self._failing_since = None
+
+    def fails_for(self, seconds: float, now: float) -> bool:
+        """Every attempt has failed for so long, the last one not longer ago."""
+        since = self._failing_since
+        return since is not None and now - since >= seconds and now - self._failed_at < max(seconds, _SHORTEST_REFUSAL)
 
     def rest_until(self, event: Event, now: float, delay: float, clients_wait: bool) -> float:
         """The worker is going to wait for the event, until the deadline that is returned."""
         self.resting.add(event)
-        self._failed_at = now
         return now + (min(delay, _LONGEST_REST_WITH_CLIENTS) if clients_wait else delay)
 
     def rest_is_over(self, event: Event) -> None:

@@ -103,6 +103,7 @@ def check_idle_connections(core: PoolCore) -> None:
                 break
             checked.add(slot)
             core.ledger.move(slot, RESETTING)
+        slot.gate.wake()
         try:
             is_good = slot.expires_at > core.now() and slot.true_generation == core.generation and _pings(core, slot)
         except BaseException:
@@ -114,7 +115,7 @@ def check_idle_connections(core: PoolCore) -> None:
             replace(core, slot)
     with core.mutex:
         if not core.is_closed:
-            core.ledger.grow()
+            core.grow()
     start_workers(core)
 
 
@@ -137,7 +138,7 @@ def resize(core: PoolCore, min_size: int, max_size: int) -> None:
         surplus = core.ledger.resize(min_size, max_size)
         if not core.is_closed:
             core.ledger.reserve_at_least(min_size)
-            core.ledger.grow()
+            core.grow()
     for slot in surplus:
         core.close_connection(slot, slot.conn)
     start_keeper(core)
@@ -149,7 +150,7 @@ def resume(core: PoolCore) -> None:
     with core.mutex:
         core.ledger.resume()
         if not core.is_closed:
-            core.ledger.grow()
+            core.grow()
     start_workers(core)
 
 

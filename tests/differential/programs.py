@@ -671,7 +671,8 @@ class _Maker:
             lines += ["        except Exception as error: see(error)"]
         if self.random.random() < 0.3:
             lines.append("        " + self.inner())
-        lines += ["finally:", "    conn = connect(); c0 = conn.cursor(); c1 = conn.cursor()"]
+        # Cursors of a lent connection can't be used after it has been given back, which psycopg2 doesn't know.
+        lines += ["finally:", "    conn = connect(); c0 = conn.cursor(); c1 = conn.cursor(); n0 = n1 = conn.cursor()"]
         return "\n".join(lines)
 
     def rarely(self):

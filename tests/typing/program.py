@@ -257,6 +257,7 @@ def failures(conn: Connection) -> None:
         assert errors.commit_outcome(error) not in (errors.COMMITTED, errors.ROLLED_BACK, errors.UNKNOWN)
     conn.rollback()
     assert issubclass(errors.CopyInProgress, errors.ConnectionInUse)
+    assert errors.ConnectionInherited("execute").operation == errors.ConnectionReturned("execute").operation
     assert issubclass(errors.DeadlineExceeded, errors.OperatorIntervention)
     assert issubclass(errors.LibpqUnavailable, psycopg2.NotSupportedError)
     assert issubclass(errors.PatchError, RuntimeError)
@@ -342,6 +343,7 @@ def pools(dsn: str) -> None:
         reconnect_failed=call_for_help,
         num_workers=1,
         fail_fast=True,
+        refused_after=5.0,
         check_idle=10.0,
         statement_deadline=10.0,
         histograms=True,

@@ -13,9 +13,9 @@ from ... import libpq
 from ...errors import CopyInProgress, is_interruption
 from ...errors.sqlstate import name_by_sqlstate
 from ...hubs import hub
-from ..gate import Occupant
 from ..guarded_cursor import GuardedCursor, Params, Query
 from ..interrupting import cut_off
+from ..occupants import Occupant
 from ..server_errors import error_of, text_codec
 from .channel import ConnectionLost, Refused
 from .copy_channel import REFUSED, CopyChannel, end_stray_copy, is_ready_for_copy
@@ -73,6 +73,7 @@ class Copy(Occupant):
         conn = self._conn
         gate = conn._gate
         gate.make_way("copy")
+        self._cursor._refuse_if_void("copy")
         if self._cursor.name is not None:
             raise psycopg2.ProgrammingError("copy() can't be used with a named cursor")
         if conn.async_:

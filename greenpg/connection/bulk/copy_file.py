@@ -193,6 +193,7 @@ def _is_refused_because_green(method: Any, cursor: GuardedCursor, *args: Any) ->
     """Let psycopg2 check the arguments and the state. False: there is no wait callback, so it has done it all."""
     conn = cursor.connection
     conn._gate.make_way(method.__name__)
+    cursor._refuse_if_void(method.__name__)
     try:
         method(cursor, *args)
     except psycopg2.DatabaseError as error:

@@ -17,11 +17,11 @@ from psycopg2 import extensions, sql
 from ... import libpq
 from ...errors import ConnectionInUse, is_interruption
 from ...hubs import hub
-from ..gate import Occupant
 from ..guarded_connection import GuardedConnection
 from ..guarded_cursor import GuardedCursor, Params, Query
 from ..interrupting import cut_off, note_first
 from ..lazy_begin import show_refused
+from ..occupants import Occupant
 from ..server_errors import text_codec
 from .channel import ConnectionLost
 from .pacing import Pacer

@@ -11,7 +11,7 @@ import re
 from .route import Route
 
 #: For the server: how often it looks whether the client is still there, while a statement runs.
-SETTING, INTERVAL = "client_connection_check_interval", "10s"
+SETTING, INTERVAL = "client_connection_check_interval", "3s"
 
 #: How servers and poolers say that they don't take it.
 _REFUSAL = re.compile(

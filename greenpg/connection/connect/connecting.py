@@ -14,8 +14,8 @@ from ...errors import is_interruption, note_failed_to_connect
 from ...hubs import hub
 from ..composing import compose
 from ..connection import Connection
+from ..forking import keep_from_children
 from ..installing import settle
-from ..running import note_connection
 from ..wait_callback import wait_by_poll
 from .client_check import is_refusal, note_taken, options_with_check
 from .dsn import checked_dsn
@@ -78,7 +78,7 @@ def connect(
     limits all of them together. Of several hosts each has 3 s if nothing is said of `connect_timeout`, and those that
     said nothing are tried last for a while. For TCP, keepalives and `tcp_user_timeout` have defaults by which a peer
     that is gone is noticed within about a minute, or ten seconds if there are several hosts; keywords of these names
-    change them. The server is asked to look every 10 s, while
+    change them. The server is asked to look every 3 s, while
     it works, whether this side is still there (`client_connection_check_interval`, PostgreSQL 14 and later), unless
     libpq's `options` say something of that: `options="-c client_connection_check_interval=0"`.
     """
@@ -117,7 +117,7 @@ def connect_for_psycopg2(
             note_failed_to_connect(error)
         raise
     if isinstance(conn, Connection):
-        note_connection(conn)
+        keep_from_children(conn)
     return conn
 
 
@@ -152,6 +152,7 @@ def connect_asynchronous(dsn: str, begun: Callable[[Connection | None], object])
 
     def open_and_wait(found: str) -> Connection:
         conn: Connection = _psycopg2_connect(found, connection_factory=Connection, async_=True)
+        keep_from_children(conn)
         try:
             begun(conn)
             wait_by_poll(conn, hub())

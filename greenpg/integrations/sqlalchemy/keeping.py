@@ -16,7 +16,9 @@ from ...errors import is_interruption
 
 def is_kept(error: BaseException, conn: Any) -> bool:
     """Whether greenpg has saved the connection from the exception: it was thrown into a wait, and nobody is inside."""
-    return is_interruption(error) and isinstance(conn, Connection) and not conn.closed and conn._gate.owner is None
+    if not (is_interruption(error) and isinstance(conn, Connection)) or conn.closed:
+        return False
+    return conn._gate.owner is conn._gate.free
 
 
 def keep_connection(context: ExceptionContext) -> None:
