@@ -23,6 +23,7 @@ from .connection.connect.connecting import connect
 from .connection.connection import Connection
 from .connection.cursor import Cursor, ServerCursor
 from .connection.patching import is_patched, patch, unpatch
+from .connection.pipeline.pipeline import Pipeline
 from .connection.rows import RowDict
 from .connection.sql_log import SqlLog
 from .connection.tracing import TraceEvent, Tracer
@@ -52,6 +53,7 @@ __all__ = [
     "Listener",
     "ListenerClosed",
     "NullConnectionPool",
+    "Pipeline",
     "PoolClosed",
     "PoolTimeout",
     "Rollback",

@@ -31,7 +31,7 @@ ONLY = {
     "gevent": {"hubs/gevent.py", *_STARTING, "integrations/gunicorn/gevent_worker.py", "integrations/uwsgi.py"},
     "eventlet": {"hubs/eventlet.py", *_STARTING, "integrations/gunicorn/eventlet_worker.py"},
     "greenlet": {"hubs/gevent.py", "hubs/eventlet.py"},
-    "ctypes": {"libpq.py", "driver.py"},
+    "ctypes": {"libpq", "driver.py"},
     "gunicorn": {"cli.py", "demo.py", "integrations"},
     "flask": {"integrations"},
     "celery": {"integrations"},

@@ -25,6 +25,7 @@ METRICS = {
     "connections_opened": "connections opened",
     "connections_left": "connections afterwards",
     "rows_per_second": "rows per second",
+    "statement_cpu_us": "client CPU, µs per statement",
     "row_us": "µs per row",
     "row_cpu_us": "client CPU, µs per row",
     "mb_per_second": "MB per second",

@@ -35,6 +35,13 @@ class Peer:
 
 PEERS = {
     "greenpg": Peer("greenpg", "greenpg_pool", ("greenpg", "psycopg2", "gevent"), "#12924c"),
+    "greenpg-multiplex": Peer(
+        "greenpg, multiplex=2",
+        "greenpg_pool",
+        ("greenpg", "psycopg2", "gevent"),
+        "#0b5c30",
+        options={"multiplex": 2},
+    ),
     "psycogreen": Peer(
         "psycogreen + semaphore and list (unfair)", "semaphore_pool", ("psycogreen", "psycopg2", "gevent"), "#e0982f"
     ),

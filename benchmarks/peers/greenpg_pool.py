@@ -1,4 +1,4 @@
-"""greenpg's pool, in its default configuration."""
+"""greenpg's pool, in its default configuration but for `options`."""
 
 import greenpg
 
@@ -6,10 +6,10 @@ from .base import LONG_SECONDS, SELECT, GeventPool
 
 
 class Pool(GeventPool):
-    def __init__(self, dsn, size):
+    def __init__(self, dsn, size, **options):
         greenpg.patch()
         self.size = size
-        self._pool = greenpg.ConnectionPool(dsn, min_size=size, max_size=size, timeout=LONG_SECONDS)
+        self._pool = greenpg.ConnectionPool(dsn, min_size=size, max_size=size, timeout=LONG_SECONDS, **options)
         self._pool.wait()
 
     def acquire_release(self):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, overload
 
 import psycopg2
@@ -12,13 +12,16 @@ from psycopg2 import extensions
 from .cancel import request_cancel
 from .composing import adopt, compose, stacked
 from .connect.dsn import SECRETS
-from .cursor import Cursor, ServerCursor
+from .cursor import Cursor, PreparingCursor, ServerCursor
 from .deadlines import DeadlineBlock, checked_seconds
 from .guarded_cursor import GuardedCursor, Params, Query
 from .interrupting import throw_out
 from .lender import Lender
 from .lobject import LargeObjectMixin
 from .occupants import AT_REST, Occupant, Parent
+from .pipeline.pipeline import Pipeline, pipeline_of
+from .pipeline.rows import Batch, execute_rows
+from .prepared.statements import checked_threshold
 from .remains import ENDING_TIMEOUT, INTERRUPTION_GRACE
 from .replication import ReplicationCursor, is_replication_cursor
 from .transaction import IsolationLevel, Transaction
@@ -63,6 +66,7 @@ class Connection(LargeObjectMixin, NotifyWaits):
     _log_cursor: type[Cursor] | None = None
     _rules_cursor: type[Cursor] | None = None
     _tracing_cursor: type[Cursor] | None = None
+    _prepare_threshold: int | None = None
     _client_cursor: type[Cursor] = Cursor
     _server_cursor: type[ServerCursor] = ServerCursor
 
@@ -83,7 +87,25 @@ class Connection(LargeObjectMixin, NotifyWaits):
 
     def _choose_cursors(self) -> None:
         on_top = tuple(filter(None, (self._rules_cursor, self._log_cursor, self._tracing_cursor)))
-        self._client_cursor, self._server_cursor = stacked(on_top, Cursor), stacked(on_top, ServerCursor)
+        preparing = () if self._prepare_threshold is None else (PreparingCursor,)
+        self._client_cursor, self._server_cursor = stacked(on_top + preparing, Cursor), stacked(on_top, ServerCursor)
+
+    @property
+    def prepare_threshold(self) -> int | None:
+        """After how many executions a statement is prepared, on cursors that are made from now on; as psycopg 3's.
+
+        None (default): only with `execute(prepare=True)`; 0: at once. Up to `prepared_max` statements are kept. Behind
+        a pooler, which is noticed, nothing is prepared.
+        """
+        return self._prepare_threshold
+
+    @prepare_threshold.setter
+    def prepare_threshold(self, executions: int | None) -> None:
+        if executions == self._prepare_threshold:
+            return
+        self._prepare_threshold = None if executions is None else checked_threshold(executions)
+        self._has_altered_settings = True
+        self._choose_cursors()
 
     def _note_statement(self, statement: Any) -> None:
         self._last_statement = statement
@@ -117,6 +139,31 @@ class Connection(LargeObjectMixin, NotifyWaits):
         """
         return Transaction(self, savepoint_name, force_rollback, isolation_level, readonly, deferrable, settle)
 
+    def pipeline(self: C) -> Pipeline[C]:
+        """`with conn.pipeline() as p:` sends statements without waiting for the answers, as psycopg 3's.
+
+        A cursor's `fetch*()`, `rowcount` and `description` wait for the answer to its own statement; `p.sync()`, the
+        end of the block, and whatever else is called on the connection, for all of them. In a transaction BEGIN is
+        sent along, and by `commit()` COMMIT, so the whole takes one round trip; in autocommit each statement is a
+        transaction of its own.
+
+        An error has the `statement_index`, counted from 0. It is raised by the statement's cursor, or else at the next
+        thing that waits for all (but `rollback()`). In a transaction the statements after the one that has failed
+        aren't executed: they raise `errors.PipelineAborted`, until `p.sync()` or `rollback()`. COPY, and several
+        commands in one statement, raise `psycopg2.ProgrammingError` before anything is sent. A kill, a timeout or a
+        deadline cancels what is under way, and the connection is kept.
+
+        A block in a block is the same pipeline, with a `sync()` at its beginning and end, and so is a nested
+        `transaction()`. `execute()` suspends now and then, when there is much to send. Large results are better fetched
+        outside: each value costs a call. Raises `errors.LibpqUnavailable` where psycopg2 runs on a libpq before 14.
+        """
+        return pipeline_of(self)
+
+    def _execute_rows(
+        self, cursor: Any, query: Query, rows: Iterable[Any], each_by_itself: bool, keeps: bool, before: tuple[int, int]
+    ) -> Batch:
+        return execute_rows(self, cursor, query, rows, each_by_itself, keeps, before)
+
     def close(self) -> None:
         """Close the connection, as psycopg2's; or return it, if a pool made with `close_returns` has lent it. Any other
         pool that has lent it opens another one in its place; a connection that has been returned is left alone.
@@ -141,6 +188,7 @@ class Connection(LargeObjectMixin, NotifyWaits):
         if isinstance(owner, Parent) and owner.is_locked:
             return  # and its socket leads to nobody
         if owner is not None and not (isinstance(owner, Occupant) and owner.let_go()):
+            self._gate.close_queue()
             throw_out(self)
         self._gate.close_waiter()
         _c.close(self)
@@ -207,10 +255,13 @@ class Connection(LargeObjectMixin, NotifyWaits):
         """Itself: psycopg2.extras takes whatever has `execute()` for a cursor, and asks it for its connection."""
         return self
 
-    def execute(self, query: Query, vars: Params = None) -> Cursor:
+    def execute(self, query: Query, vars: Params = None, *, prepare: bool | None = None) -> Cursor:
         """A new cursor that has executed the statement, as psycopg 3's. Suspends; raises as `cursor.execute()`."""
         cur = self.cursor()
-        cur.execute(query, vars)
+        if prepare is None:
+            cur.execute(query, vars)
+        else:
+            cur.execute(query, vars, prepare=prepare)
         return cur
 
     @overload  # type: ignore[override]  # of a named cursor psycopg2's type stubs know no class of its own

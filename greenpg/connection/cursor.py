@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import psycopg2
@@ -12,11 +13,12 @@ from ..errors.sqlstate import name_by_sqlstate
 from .bulk.copy import Copy
 from .bulk.copy_channel import end_stray_copy
 from .bulk.copy_file import FileCopyMixin
-from .bulk.executemany import run_pages
+from .bulk.executemany import run_pages, run_returning
 from .bulk.fetchall import BIG_ROWS, fetch_in_turns, iterate_in_turns
 from .guarded_cursor import Params, Query, Row
 from .lazy_begin import execute_first
 from .occupants import AT_REST
+from .prepared.preparing import execute_prepared
 from .rows import DictFetches
 
 _cursor = extensions.cursor
@@ -27,6 +29,7 @@ _fetchall = _cursor.fetchall
 _rowcount: Any = _cursor.rowcount.__get__
 
 S = TypeVar("S", bound="ServerCursor")
+T = TypeVar("T", bound="Cursor")
 
 
 class Cursor(DictFetches, FileCopyMixin):
@@ -39,16 +42,25 @@ class Cursor(DictFetches, FileCopyMixin):
 
     # Calls go to psycopg2's C class directly: this class always stands just above it (see composing.py).
 
-    def execute(self, query: Query, vars: Params = None) -> None:
+    def execute(self, query: Query, vars: Params = None, *, prepare: bool | None = None) -> None:
         """Execute a statement, as psycopg2's: `vars` are merged into it. Suspends.
 
         BEGIN is sent along with the first statement of a transaction.
+
+        `prepare`, as psycopg 3's: True has the server keep the statement's plan, for all executions of the same query
+        with arguments of the same types on this connection (SQL's PREPARE, a round trip once, and EXECUTE, which
+        `query` shows); None (default): after `conn.prepare_threshold` executions, if that is set; False: not. Where it
+        wouldn't do the same (several commands, AsIs, tuples, placeholders in quotes ...), and in a pipeline, it's
+        executed in the ordinary way. After a change of the schema, `psycopg2.errors.FeatureNotSupported` may come once
+        in a transaction that has done something before: repeat it.
         """
+        if prepare:
+            return execute_prepared(self, query, vars, partial(Cursor.execute, self), 0)
         # `with gate.calling("execute"):` spelled out, because of its cost
         conn = self.connection
         gate = conn._gate
-        if gate.owner is not None:
-            gate.take_turn("execute")
+        if gate.owner is not None and gate.takes_over(self, query, vars):
+            return None
         outer_call = gate.call
         gate.call = "execute"
         try:
@@ -67,6 +79,7 @@ class Cursor(DictFetches, FileCopyMixin):
             gate.call = outer_call
             if gate.interruption is not None or gate.free is not None:
                 gate.leave(outer_call)
+        return None
 
     def copy(self, statement: Query, params: Params = None) -> Copy:
         """`with cur.copy("COPY ...") as copy`: a COPY whose data the program writes or reads by itself, as psycopg 3's.
@@ -76,12 +89,15 @@ class Cursor(DictFetches, FileCopyMixin):
         """
         return Copy(self, statement, params)
 
-    def executemany(self, query: Query, vars_list: Iterable[Params]) -> None:
+    def executemany(self, query: Query, vars_list: Iterable[Params], *, returning: bool = False) -> None:
         """Run the statement with each row of arguments in turn, as psycopg2's, but in few round trips. Suspends.
 
         In a transaction the statements are sent by pages of up to 1000 rows or 1 MB, taken from `vars_list` (which may
-        be a generator) a page at a time. In autocommit, where each row is a transaction of its own, and for a query of
-        several commands, they're sent one by one, as psycopg2 does.
+        be a generator) a page at a time. In autocommit each row is a transaction of its own, and none is executed after
+        one that fails. A query of several commands, or (in autocommit) of another kind than INSERT, UPDATE, DELETE,
+        MERGE and SELECT, is sent row by row, as psycopg2 does.
+
+        `returning=True`, as psycopg 3's, keeps each row's result: `for _ in cur.results(): cur.fetchone()`.
 
         An error is psycopg2's, and has the `row_index`, counted from 0 (None if the server didn't say), also told in a
         note from Python 3.11 on; its position is that in the row's own statement. A generator, or an adapter, that uses
@@ -92,10 +108,23 @@ class Cursor(DictFetches, FileCopyMixin):
         self._refuse_if_void("executemany")
         try:
             with self.connection._gate.turn("executemany"):
-                run_pages(self, query, vars_list)
+                if returning:
+                    run_returning(self, query, vars_list)
+                else:
+                    run_pages(self, query, vars_list)
         except psycopg2.DatabaseError as error:
             name_by_sqlstate(error)
             raise error
+
+    def results(self: T) -> Iterator[T]:
+        """The cursor itself, once for each result of `executemany(returning=True)`, each time showing the next one; as
+        psycopg 3's. Once after anything else. Doesn't suspend."""
+        yield self
+        while self._has_next_set():
+            yield self
+
+    def _has_next_set(self) -> bool:
+        return False
 
     def fetchall(self) -> list[Row]:
         """The remaining rows, as psycopg2's. With 1000 rows or more it lets other tasks run every few milliseconds.
@@ -116,10 +145,20 @@ class Cursor(DictFetches, FileCopyMixin):
             return _cursor.callproc(self, procname, parameters)
 
 
+class PreparingCursor(Cursor):
+    """Goes on top of a cursor whose connection has a `prepare_threshold`."""
+
+    def execute(self, query: Query, vars: Params = None, *, prepare: bool | None = None) -> None:
+        threshold = 0 if prepare else self.connection.prepare_threshold
+        if prepare is False or threshold is None or self.name is not None:
+            return super().execute(query, vars)
+        return execute_prepared(self, query, vars, super().execute, threshold)
+
+
 class ServerCursor(Cursor):
     """psycopg2's named cursor: its fetches talk to the server, so they are guarded as well."""
 
-    def execute(self, query: Query, vars: Params = None) -> None:
+    def execute(self, query: Query, vars: Params = None, *, prepare: bool | None = None) -> None:
         """DECLARE the cursor, as psycopg2's, which begins a transaction if there is none. Suspends."""
         with self._calling("execute"):
             _execute(self, query, vars)

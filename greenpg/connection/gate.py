@@ -23,7 +23,7 @@ from ..errors import ConnectionInUse, DeadlineExceeded
 from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import FdWaiter, hub
 from .deadlines import Deadlines
-from .occupants import AT_REST, NOBODY, Occupant, Parent
+from .occupants import AT_REST, NOBODY, Occupant, Parent, Queue
 from .remains import Remains
 from .turnstile import Turnstile
 
@@ -52,6 +52,7 @@ class BusyGate:
         "last_user",
         "loan",
         "owner",
+        "queue",
         "remains",
         "turnstile",
         "waiter",
@@ -78,6 +79,8 @@ class BusyGate:
         self.deadlines: Deadlines | None = None
         #: What the server still does for the connection, which this side has closed: see remains.py.
         self.remains: Remains | None = None
+        #: The pipeline that is open: the gate is a `QueueingGate` (queueing.py) then.
+        self.queue: Queue | None = None
         #: The copy_from() or its like that is under way, a `FileCopy`.
         self.file_copy: CopyDriver | None = None
 
@@ -114,10 +117,14 @@ class BusyGate:
         """Raise `ConnectionInUse` if somebody is inside who doesn't leave for this; a native thread waits for calls."""
         if self.owner is not None:
             with self.turn(operation):
-                self._refuse(operation)
+                self._refuse(operation, self.owner)
 
-    def _refuse(self, operation: str) -> None:
-        owner = self.owner
+    def refuse(self, operation: str) -> None:
+        """The same for who is the queue."""
+        self._refuse(operation, self.owner)
+
+    @staticmethod
+    def _refuse(operation: str, owner: object | None) -> None:
         if isinstance(owner, Occupant):
             owner.make_way(operation)
         elif owner is not None:
@@ -128,7 +135,7 @@ class BusyGate:
     def take_turn(self, operation: str) -> None:
         """`make_way()`, and let nobody else in until `pass_turn()`."""
         with self.turn(operation):
-            self._refuse(operation)
+            self._refuse(operation, self.owner)
             if self.free is not None:
                 self.turnstile.take(operation)
 
@@ -165,6 +172,14 @@ class BusyGate:
     def occupied(self) -> _Occupation:
         """`with gate.occupied():` the running task is inside, and waits there without psycopg2's help."""
         return _Occupation(self)
+
+    def takes_over(self, cursor: Any, query: Any, vars: Any) -> bool:
+        """For `execute()`, since somebody is inside: True if he takes the statement. Raises as `make_way()` does."""
+        self.take_turn("execute")
+        return False
+
+    def close_queue(self) -> None:
+        """Not any more; or there is none."""
 
     def occupy(self, occupant: Occupant) -> None:
         """The occupant is inside, unless somebody is, until it vacates the gate."""

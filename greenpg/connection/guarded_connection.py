@@ -19,12 +19,15 @@ from .blocks import Blocks, forbid_autocommit_inside, forbid_inside, forbid_insi
 from .deadlines import rollback_deadline
 from .gate import BusyGate
 from .noted_commit import commit_and_tell
+from .prepared.statements import PreparedStatements
 from .session_settings import SessionSettings
 
 _connection = extensions.connection
 _c: Any = extensions.connection
 _get_status = _c.status.__get__
 _READY, _BEGIN = extensions.STATUS_READY, extensions.STATUS_BEGIN
+
+_PIPELINE = "pipeline"
 
 IsolationLevel = str | bytes | int | None
 Characteristic = bool | Literal["default", b"default"] | None
@@ -64,8 +67,8 @@ class GuardedConnection(_connection):
     _transactions_ended = 0
     #: It is in psycopg2's own `with conn:`.
     _is_entered = False
-    #: A setting may have been changed that a pool puts back.
-    _has_altered_settings = False
+    #: A setting may have been changed that a pool puts back; `_PIPELINE`: or only a pipeline has to be left.
+    _has_altered_settings: object = False
     #: Told after each COMMIT where the server's log is then, "16/B374D848"; None: nobody wants to know.
     _tells_commit: Callable[[str], object] | None = None
     #: The transaction is to tell which it is: see identity.py.
@@ -77,6 +80,17 @@ class GuardedConnection(_connection):
     def _gate(self) -> BusyGate:
         # Made when it is first asked for, lest a subclass with an __init__ or __new__ of its own has none.
         return BusyGate()
+
+    #: Prepared statements that are kept on the connection; the one that wasn't used for the longest time makes way.
+    prepared_max: int = 100
+
+    @functools.cached_property
+    def _prepared(self) -> PreparedStatements:
+        return PreparedStatements()
+
+    @property
+    def prepare_threshold(self) -> int | None:
+        return None
 
     @functools.cached_property
     def _blocks(self) -> Blocks:
@@ -95,6 +109,12 @@ class GuardedConnection(_connection):
         """As psycopg2's; STATUS_BEGIN in a transaction block, also before its first statement."""
         status = int(_get_status(self))
         return _BEGIN if status == _READY and self._blocks else status
+
+    def _execute_rows(
+        self, cursor: Any, query: Any, rows: Any, each_by_itself: bool, keeps: bool, before: tuple[int, int]
+    ) -> Any:
+        """Rows of `executemany()` through a pipeline: see pipeline/rows.py, which needs this file."""
+        raise NotImplementedError
 
     # -- settings
 
@@ -163,6 +183,12 @@ class GuardedConnection(_connection):
     def _note_stopped_stream(self) -> None:
         self._has_stopped_stream = True
 
+    def _note_pipeline(self, *, is_open: bool) -> None:
+        if is_open:
+            self._has_altered_settings = self._has_altered_settings or _PIPELINE
+        elif self._has_altered_settings is _PIPELINE:
+            self._has_altered_settings = False
+
     def _settings(self) -> SessionSettings:
         """What a pool notes, in order to put it back with `_put_back()`."""
         settings = SessionSettings.of(self)
@@ -170,6 +196,7 @@ class GuardedConnection(_connection):
         return settings
 
     def _put_back(self, settings: SessionSettings) -> None:
+        self._gate.close_queue()
         settings.put_back(self)
         self._has_altered_settings = False
 
@@ -213,6 +240,7 @@ class GuardedConnection(_connection):
         forbid_inside(self, "reset")
         self._transactions_ended += 1
         with self._gate.calling("reset"):
+            self._prepared.forget_all()
             self._has_altered_settings = True
             _connection.reset(self)
 

@@ -46,5 +46,7 @@ def ask_identity(conn: GuardedConnection) -> TransactionIdentity | None:
     if identity is None:
         with conn.cursor(cursor_factory=extensions.cursor) as cur:
             cur.execute(ASK)
+            if conn._gate.queue is not None:
+                conn._gate.queue.settle()
         identity = identity_of(conn)
     return identity

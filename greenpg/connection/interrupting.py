@@ -147,9 +147,9 @@ def note_first(second: BaseException, first: BaseException) -> None:
         set_attribute(second, "__context__", first)
 
 
-def cut_off(conn: GuardedConnection) -> None:
+def cut_off(conn: GuardedConnection, *, cancels: bool = True) -> None:
     """Close a connection on which something could not be brought to its end; a task ends it. Doesn't suspend."""
-    give_up(conn)
+    give_up(conn, cancels=cancels)
     conn._gate.vacate()
     conn._gate.close_waiter()
     extensions.connection.close(conn)

@@ -72,7 +72,7 @@ def execute_first(conn: GuardedConnection, cur: GuardedCursor, query: Query, var
         return _execute(cur, query, vars)
     if not driver_status.is_proven:
         return _prove_status(conn, cur, query, vars, word)
-    statement = _merged(conn, cur, query, vars)
+    statement = merged(conn, cur, query, vars)
     if statement is None:
         return _execute(cur, query, vars)
     has_begun = conn._driver_status != _READY  # an adapter may have used the connection
@@ -106,7 +106,7 @@ def execute_first(conn: GuardedConnection, cur: GuardedCursor, query: Query, var
     return _execute(cur, statement)
 
 
-def _merged(conn: GuardedConnection, cur: GuardedCursor, query: Query, vars: Params) -> bytes | None:
+def merged(conn: GuardedConnection, cur: GuardedCursor, query: Query, vars: Params) -> bytes | None:
     """The statement as it is sent. None: psycopg2 is to find that it can't be."""
     if isinstance(query, sql.Composable):
         query = query.as_string(cur)

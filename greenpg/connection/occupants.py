@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..errors import ConnectionInherited, ConnectionReturned
 
 
@@ -15,6 +17,18 @@ class Occupant:
 
     def let_go(self) -> bool:
         """`close()` asks whether it may close the connection now; False if a task waits inside."""
+        raise NotImplementedError
+
+
+class Queue(Occupant):
+    """Who has a connection to himself during a block, and takes the statements: a `with conn.pipeline()` block."""
+
+    def queue(self, cursor: Any, query: Any, vars: Any) -> bool:
+        """Take the statement; False: it's to be executed as ever, and the connection is at rest."""
+        raise NotImplementedError
+
+    def settle(self) -> None:
+        """Have everything answered. Raises the first error that nobody has got yet."""
         raise NotImplementedError
 
 

@@ -27,6 +27,7 @@ from .. import libpq
 from ..errors import is_interruption
 from ..errors.sqlstate import name_by_sqlstate
 from ..hubs import hub
+from ..libpq.copy_reader import CopyReader
 from .bulk.pacing import SHORTEST_PAUSE
 from .cursor import Cursor
 from .feedback import Feedback
@@ -303,7 +304,7 @@ def _end_stream(conn: GuardedConnection, deadline: float) -> None:
     while libpq.function("PQflush")(pgconn) == 1:
         if not waiter.wait_write(deadline):
             raise psycopg2.OperationalError("the server doesn't take the end of the stream")
-    reader = libpq.CopyReader(pgconn)
+    reader = CopyReader(pgconn)
     state = libpq.MORE
     while state != libpq.END:
         _, state = reader.read_block()

@@ -15,6 +15,7 @@ class SessionSettings(NamedTuple):
     encoding: str
     cursor_factory: Any
     statement_deadline: float | None
+    prepare_threshold: int | None
     notices: Any
     notifies: Any
 
@@ -29,6 +30,7 @@ class SessionSettings(NamedTuple):
             conn.encoding,
             conn.cursor_factory,
             conn.statement_deadline,
+            conn.prepare_threshold,
             conn.notices,
             conn.notifies,
         )
@@ -51,6 +53,7 @@ class SessionSettings(NamedTuple):
             characteristics = ("default" if value is None else value for value in self[:3])
             conn._set_session(*characteristics, autocommit=self.autocommit)
         conn.cursor_factory = self.cursor_factory
+        conn.prepare_threshold = self.prepare_threshold
         conn._gate.forget_deadlines()
         if self.statement_deadline is not None:
             conn.statement_deadline = self.statement_deadline

@@ -147,25 +147,25 @@ class LoggedStatements(Cursor):
 
     connection: Connection
 
-    def execute(self, query: Query, vars: Params = None) -> None:
-        self._log("execute", query, vars)
+    def execute(self, query: Query, vars: Params = None, *, prepare: bool | None = None) -> None:
+        self._log("execute", query, vars, prepare=prepare)
 
-    def executemany(self, query: Query, vars_list: Iterable[Params]) -> None:
-        self._log("executemany", query, vars_list)
+    def executemany(self, query: Query, vars_list: Iterable[Params], *, returning: bool = False) -> None:
+        self._log("executemany", query, vars_list, returning=returning)
 
     def callproc(self, procname: str | bytes, parameters: Params = None) -> None:
         self._log("callproc", procname, parameters)
 
-    def _log(self, name: str, statement: Any, parameters: Any) -> Any:
+    def _log(self, name: str, statement: Any, parameters: Any, **options: Any) -> Any:
         call = getattr(super(), name)
         log: SqlLog | None = self.connection._sql_log
         if log is None:  # detached since the cursor was made
-            return call(statement, parameters)
+            return call(statement, parameters, **options)
         self.connection._note_statement(statement)
         log.before(self, statement, parameters)
         started = time.monotonic()
         try:
-            result = call(statement, parameters)
+            result = call(statement, parameters, **options)
         except BaseException as error:
             log.failed(self, statement, parameters, time.monotonic() - started, error)
             raise

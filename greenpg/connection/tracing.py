@@ -19,18 +19,19 @@ from .guarded_cursor import Params, Query
 logger = logging.getLogger("greenpg.tracing")
 
 #: Things that take time, and have a start and an end; and those that just happen.
-SPANS = frozenset({"acquire", "release", "connect", "query", "batch", "copy"})
+SPANS = frozenset({"acquire", "release", "connect", "query", "prepare", "batch", "copy"})
 MOMENTS = frozenset({"evicted", "cancelled", "leaked", "deadlock", "timeout"})
 #: What a connection is traced for.
-STATEMENTS = frozenset({"query", "batch", "copy", "cancelled"})
+STATEMENTS = frozenset({"query", "prepare", "batch", "copy", "cancelled"})
 
 
 class TraceEvent:
     """Something that happened in a pool, or is about to.
 
     - `name`: "acquire" (a task gets a connection), "release" (`seconds`: how long it was held), "connect", "query"
-      (`execute()`, `callproc()`), "batch" (`executemany()`), "copy"; "evicted", "leaked", "cancelled", "deadlock",
-      "timeout", which have no duration and, but for "cancelled" and "timeout", a `reason`.
+      (`execute()`, `callproc()`), "prepare" (within a "query", whose statement is prepared), "batch"
+      (`executemany()`), "copy"; "evicted", "leaked", "cancelled", "deadlock", "timeout", which have no duration and,
+      but for "cancelled" and "timeout", a `reason`.
     - `pool`: the pool's name. `connection`: None while there is none. `cursor`, `statement`, `parameters`: of
       statements; what was passed to the call.
     - `started_at`: `time.time()`; `seconds`: its duration, None at the start. `error`: what it was ended by.
@@ -99,7 +100,7 @@ class Tracer:
     events: Iterable[str] | None = None
 
     def start(self, event: TraceEvent) -> None:
-        """ "connect", "acquire", "query", "batch" or "copy" begins."""
+        """ "connect", "acquire", "query", "prepare", "batch" or "copy" begins."""
 
     def end(self, event: TraceEvent) -> None:
         """An event is over, or has happened."""
@@ -193,14 +194,14 @@ class TracedStatements(Cursor):
 
     connection: Connection
 
-    def execute(self, query: Query, vars: Params = None) -> None:
-        self._traced("query", super().execute, query, vars)
+    def execute(self, query: Query, vars: Params = None, *, prepare: bool | None = None) -> None:
+        self._traced("query", super().execute, query, vars, prepare=prepare)
 
     def callproc(self, procname: str | bytes, parameters: Params = None, /) -> None:
         self._traced("query", super().callproc, procname, parameters)
 
-    def executemany(self, query: Query, vars_list: Iterable[Params]) -> None:
-        self._traced("batch", super().executemany, query, vars_list)
+    def executemany(self, query: Query, vars_list: Iterable[Params], *, returning: bool = False) -> None:
+        self._traced("batch", super().executemany, query, vars_list, returning=returning)
 
     def copy_from(self, file: Any, table: str, *args: Any, **kwargs: Any) -> None:
         self._traced("copy", super().copy_from, file, table, *args, shown=f"COPY {table} FROM STDIN", **kwargs)

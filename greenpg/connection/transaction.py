@@ -113,8 +113,12 @@ class Transaction(Generic[C]):
             raise TypeError("transaction blocks can be used only once: call transaction() again")
         if conn.closed:
             raise psycopg2.InterfaceError("connection already closed")
-        if conn._gate.owner is not None:
-            conn._gate.make_way("transaction")
+        gate = conn._gate
+        if gate.queue is not None:
+            gate.refuse("transaction")
+            gate.queue.settle()  # what comes before isn't of this block
+        elif gate.owner is not None:
+            gate.make_way("transaction")
         if self._is_outermost(conn):
             self._savepoint = None
             if self._settles:
@@ -203,9 +207,14 @@ class Transaction(Generic[C]):
             self._end_nested(conn, commit)
             return
         identity: TransactionIdentity | None = None
+        failure: psycopg2.Error | None = None
         try:
             if self._settles:
                 conn._want_identity(False)
+                failure = self._settle_queue(conn) if commit else None
+                if failure is not None:
+                    end_transaction(conn, commit=False)
+                    raise failure
                 identity = ask_identity(conn) if commit else None
             end_transaction(conn, commit)
         except BaseException as error:
@@ -213,6 +222,7 @@ class Transaction(Generic[C]):
                 note_transaction(error, identity)
             raise
         finally:
+            del failure  # no circle through its traceback
             self._restore_session(conn)
 
     def _end_nested(self, conn: GuardedConnection, commit: bool) -> None:
@@ -220,11 +230,30 @@ class Transaction(Generic[C]):
             if commit:
                 raise _closed()
             return
+        failure = self._settle_queue(conn)
         name = self._quoted_savepoint()
         is_failed = conn.get_transaction_status() == _INERROR
-        self._run(f"RELEASE {name}" if commit and not is_failed else f"ROLLBACK TO {name}; RELEASE {name}")
+        is_kept = commit and not is_failed and failure is None
+        self._run(f"RELEASE {name}" if is_kept else f"ROLLBACK TO {name}; RELEASE {name}")
+        try:
+            if commit and failure is not None:
+                raise failure
+        finally:
+            del failure  # no circle through its traceback
         if commit and is_failed:
             raise _failed("rolled back to its beginning instead")
+
+    @staticmethod
+    def _settle_queue(conn: GuardedConnection) -> psycopg2.Error | None:
+        """Of a pipeline: nothing of the block is under way afterwards. Gives the error of one of its statements."""
+        if conn._gate.queue is not None:
+            try:
+                conn._gate.queue.settle()
+            except psycopg2.Error as error:
+                if is_interruption(error) or conn.closed:
+                    raise
+                return error
+        return None
 
 
 def end_transaction(conn: GuardedConnection, commit: bool) -> bool:

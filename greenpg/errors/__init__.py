@@ -27,6 +27,7 @@ __all__ = [
     "LibpqUnavailable",
     "ListenerClosed",
     "PatchError",
+    "PipelineAborted",
     "PoolClosed",
     "PoolTimeout",
     "TooManyRequests",
@@ -140,6 +141,15 @@ class LibpqUnavailable(psycopg2.NotSupportedError):
 
 class ListenerClosed(psycopg2.OperationalError):
     """A `Listener`, or the subscription that was asked for a notification, is closed."""
+
+
+class PipelineAborted(psycopg2.OperationalError):
+    """The statement was not executed, because one before it in the pipeline has failed.
+
+    The other one's error is raised by its own cursor, or at the next `sync()` or the end of the block. After a `sync()`
+    or `rollback()` the pipeline can be used on. `statement_index`: as of all errors in a pipeline, which statement of
+    the block it was, counted from 0; missing if it wasn't even sent.
+    """
 
 
 class PoolClosed(psycopg2.OperationalError):

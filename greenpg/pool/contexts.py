@@ -26,6 +26,7 @@ from ..hubs import hub
 from .core import PoolCore
 from .health import IDLE_STATUS, READY
 from .lending import lend
+from .multiplex import ELSEWHERE
 from .options import ConnT
 from .pooler import forbid_transactions
 from .returning import READ_ONLY, give_back, note_error, says_server_goes
@@ -218,10 +219,11 @@ def finish(core: PoolCore, slot: Slot, exc: BaseException | None) -> None:
                 logger.warning("rollback after %s failed: %s", type(exc).__name__, str(error))
     finally:
         # Killed in the commit or not: the pool looks at the connection's state and does what is needed.
-        _give_back(core, slot, is_committed)
+        give_back_noting(core, slot, is_committed)
 
 
-def _give_back(core: PoolCore, slot: Slot, is_committed: bool) -> None:
+def give_back_noting(core: PoolCore, slot: Slot, is_committed: bool) -> None:
+    """Give it back; whoever is killed in that is told that the transaction was committed."""
     try:
         give_back(core, slot)
     except BaseException as error:
@@ -307,6 +309,10 @@ def run_one_shot(
 
     On a connection whose BEGIN says more than that (its isolation level ...) it's a transaction, which takes two.
     """
+    if core.multiplexer is not None and cursor_factory is None:
+        shared: T = core.multiplexer.run(core, query, vars, fetch)
+        if shared is not ELSEWHERE:
+            return shared
     slot = lend(core, timeout)
     conn, is_done = slot.conn, False
     try:
@@ -331,7 +337,7 @@ def run_one_shot(
         note_error(core, slot, error)
         raise
     finally:
-        _give_back(core, slot, is_done)
+        give_back_noting(core, slot, is_done)
 
 
 def _note_outcome(conn: Connection, error: BaseException, outcome: str) -> None:

@@ -10,7 +10,7 @@ import random
 import sys
 import weakref
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..connection.connect.credentials import Credentials
 from ..connection.connection import Connection
@@ -55,6 +55,7 @@ class PoolCore:
         "keeper",
         "ledger",
         "loan_tracing",
+        "multiplexer",
         "mutex",
         "now",
         "opener",
@@ -101,6 +102,8 @@ class PoolCore:
         #: Who is told what happens here; the second one is set only if loans are to be told as well.
         self.tracing: Tracing | None = None
         self.loan_tracing: Tracing | None = None
+        #: Where single statements share connections; None: nowhere.
+        self.multiplexer: Any = None
         #: None: by the options.
         self.opener: Opener | None = None
         self._begin()
@@ -123,6 +126,10 @@ class PoolCore:
         self.hold = hub().hold
         self.now = hub().now
 
+    def multiplex_by(self, multiplexer: Any) -> None:
+        """Before the first statement."""
+        self.multiplexer = multiplexer
+
     def credentials(self) -> Credentials:
         """What the options say now of how to connect. Doesn't suspend."""
         options, credentials = self.options, self._credentials
@@ -140,6 +147,8 @@ class PoolCore:
         self.generation += 1
         self.ledger = Ledger(old.min_size, old.max_size, keeps_idle=old.keeps_idle, least_kept=old.least_kept)
         self._begin()  # some other thread of the parent may have held the mutex
+        if self.multiplexer is not None:
+            self.multiplexer.begin_anew()
         if not self.is_closed:
             self.was_opened, self.is_closed, self.opens_itself = False, True, True
 

@@ -21,6 +21,7 @@ from .ledger import Ledger
 from .lifecycle import close_pool, open_pool, survive_forks, wait_until_filled
 from .listening import Listening
 from .loans import Loan, loans_of
+from .multiplex import Multiplexer, checked_multiplex
 from .options import (
     ConnT,
     FailFast,
@@ -77,6 +78,7 @@ class ManagedPool(Generic[ConnT]):
     check_idle = _Option[float]()
     statement_deadline = _Option[float | None]()
     leak_after = _Option[float | None]()
+    prepare_threshold = _Option[int | None]()
 
     _default_min_size = 4
     _keeps_idle = True
@@ -111,6 +113,8 @@ class ManagedPool(Generic[ConnT]):
         pooler: Pooler | None = None,
         direct_conninfo: Conninfo | None = None,
         on_event: OnEvent = None,
+        prepare_threshold: int | None = None,
+        multiplex: int = 0,
     ) -> None:
         sizes = self._check_size(self._default_min_size if min_size is None else min_size, max_size)
         options = PoolOptions(
@@ -134,6 +138,7 @@ class ManagedPool(Generic[ConnT]):
             check_idle=check_idle,
             statement_deadline=statement_deadline,
             leak_after=leak_after,
+            prepare_threshold=prepare_threshold,
             pooler=pooler,
             direct_conninfo=direct_conninfo,
         )
@@ -147,6 +152,8 @@ class ManagedPool(Generic[ConnT]):
             tracers=checked_tracers(on_event),
         )
         self._listening = Listening(self._core)
+        if checked_multiplex(multiplex, sizes[1], options):
+            self._core.multiplex_by(Multiplexer(multiplex))
         survive_forks(self._core)
         if open:
             self.open()
@@ -191,6 +198,8 @@ class ManagedPool(Generic[ConnT]):
         """
         check_not_negative(timeout=timeout)
         deadline = self._core.now() + timeout
+        if self._core.multiplexer is not None:
+            self._core.multiplexer.stop(deadline)
         close_pool(self._core, timeout)
         self._listening.close(max(deadline - self._core.now(), 0.0))
 

@@ -285,6 +285,8 @@ def connect_for(core: PoolCore, slot: Slot) -> Connection:
         set_up(core, conn)
         if options.statement_deadline is not None:
             conn.statement_deadline = options.statement_deadline
+        if options.prepare_threshold is not None:
+            conn.prepare_threshold = options.prepare_threshold
         if core.tracing is not None:
             core.trace_statements(conn)
         slot.note_settings(conn, is_bare=True)

@@ -12,6 +12,7 @@ from ..connection.connect.credentials import ConnectKwargs, Conninfo
 from ..connection.connect.dsn import checked_dsn
 from ..connection.connection import Connection
 from ..connection.deadlines import checked_seconds
+from ..connection.prepared.statements import checked_threshold
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -73,6 +74,7 @@ class PoolOptions:
     pooler: Pooler | None
     #: Where LISTEN connects to.
     direct_conninfo: Conninfo | None
+    prepare_threshold: int | None = None
     #: What follows from `reset` and `check`, for those who come by all the time: nothing but an open transaction has to
     #: be ended; the seconds after its return for which a connection is taken to be alive without a look.
     only_rolls_back: bool = field(init=False)
@@ -94,6 +96,8 @@ class PoolOptions:
         check_not_negative(**{name: getattr(self, name) for name in names}, leak_after=self.leak_after or 0)
         if self.statement_deadline is not None:
             checked_seconds(self.statement_deadline)
+        if self.prepare_threshold is not None:
+            checked_threshold(self.prepare_threshold)
         if not (self.reset is None or callable(self.reset) or self.reset in ("rollback", "session")):
             raise ValueError(f'reset must be "rollback", "session" or a function, not {self.reset!r}')
         if self.pooler not in (None, "none", "session", "transaction", "statement"):

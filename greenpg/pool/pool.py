@@ -24,6 +24,7 @@ from .contexts import ConnectionContext, CursorContext, TransactionContext, firs
 from .lending import lend
 from .managed import ManagedPool
 from .options import ConnT
+from .pipelining import PipelineContext
 from .returning import give_back, not_ours, take_back_from_ended
 from .slot import Slot
 from .stream import Stream
@@ -77,6 +78,14 @@ class ConnectionPool(ManagedPool[ConnT]):
     - `check_idle` (30): a connection that was idle for longer is pinged before it is lent. Any that was idle at all
       gets a look at its socket, which costs no round trip.
     - `statement_deadline` (None: no limit): how long each statement may take, see `Connection.deadline()`.
+    - `prepare_threshold` (None: never): after how many executions on a connection a statement is prepared there, see
+      `Connection.prepare_threshold`. psycopg 3's default is 5.
+    - `multiplex` (0: off): so many connections, less than `max_size`, are shared by `execute()`, `fetchone()`,
+      `fetchall()` and `fetchval()`: the statements of all tasks go out together, each committed by itself. Behind one
+      that runs for more than 20 ms nothing is queued: then, and for what isn't a plain SELECT, INSERT, UPDATE, DELETE
+      or MERGE, or has a large result, the rest of the pool is used. A kill or a deadline comes out at once, but the
+      statement goes on. Not with a `reset`; functions that change the session (settings, advisory locks) must not be
+      called then, if greenpg can't see them in the statement.
     - `histograms` (False): count waiting and holding times for `get_histograms()`.
     - `leak_after` (None: off): a connection that is held for longer is reported in the log, with its holder and the
       stack where it was taken.
@@ -125,6 +134,21 @@ class ConnectionPool(ManagedPool[ConnT]):
         `settle`. Suspends as `connection()` does.
         """
         return TransactionContext(self._core, timeout, options)
+
+    def pipeline(self, *, timeout: float | None = None) -> PipelineContext:
+        """`with pool.pipeline() as p:` lends a connection for a transaction in one round trip: what `p.execute()` is
+        given is sent without waiting, and COMMIT with it at the end of the block, which rolls back if it raises.
+
+            with pool.pipeline() as p:
+                p.execute("UPDATE account SET balance = balance - 10 WHERE id = %s", (1,))
+                cur = p.execute("UPDATE account SET balance = balance + 10 WHERE id = %s RETURNING balance", (2,))
+            print(cur.fetchone())
+
+        The cursors that `p.execute()` gives keep their rows after the block; asked for them inside of it they wait for
+        their own statement. See `Connection.pipeline()`; `p.connection` is the connection. Suspends as `connection()`
+        does, and leaving the block for the round trip. With connections in autocommit each statement is a transaction.
+        """
+        return PipelineContext(self._core, timeout)
 
     def run(
         self,

@@ -60,15 +60,15 @@ def refused(mode: str, reason: str) -> psycopg2.NotSupportedError:
 class PooledCursor(Cursor):
     """On top of the cursors of a pool that is behind a pooler in transaction or statement mode."""
 
-    def execute(self, query: Any, vars: Any = None) -> None:
+    def execute(self, query: Any, vars: Any = None, *, prepare: bool | None = None) -> None:
         """Refuses what would be kept by the session."""
         self._check(query)
-        return super().execute(query, vars)
+        return super().execute(query, vars, prepare=prepare)
 
-    def executemany(self, query: Any, vars_list: Any) -> None:
+    def executemany(self, query: Any, vars_list: Any, *, returning: bool = False) -> None:
         """Refuses what would be kept by the session."""
         self._check(query)
-        return super().executemany(query, vars_list)
+        return super().executemany(query, vars_list, returning=returning)
 
     def _check(self, query: Any) -> None:
         if self.name is not None and self.withhold:
@@ -92,6 +92,7 @@ def set_up(core: PoolCore, conn: Connection) -> None:
     if lends_sessions(mode):
         return
     conn._attach_rules(PooledCursor)
+    conn._prepared.is_off = True
     if mode == STATEMENT:
         conn.autocommit = True
 

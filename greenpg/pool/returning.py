@@ -292,4 +292,5 @@ def reset_session(conn: Connection) -> None:
     the connection was made, and psycopg2 doesn't look.
     """
     with conn.cursor() as cur:
+        conn._prepared.forget_all()
         execute_alone(conn, cur, _SESSION_RESET, None)

@@ -17,6 +17,7 @@ _COUNTERS = (
     "connections_evicted",
     "connections_leaked",
     "deadlocks",
+    "statements_multiplexed",
 )
 
 
@@ -42,6 +43,8 @@ class Stats:
     #: Held longer than `leak_after`, or taken back from a task that had ended.
     connections_leaked: int
     deadlocks: int
+    #: Single statements that shared a connection.
+    statements_multiplexed: int
 
     def __init__(self) -> None:
         for counter in _COUNTERS:

@@ -190,6 +190,33 @@ def transactions(conn: Connection) -> None:
     conn.cancel_safe(timeout=10.0)
 
 
+def pipelines(conn: Connection, pool: ConnectionPool) -> None:
+    if not greenpg.Pipeline.is_supported():
+        return
+    with conn.pipeline() as pipeline:
+        assert_type(pipeline, greenpg.Pipeline[Connection])
+        assert_type(pipeline.connection, Connection)
+        cur = pipeline.execute("SELECT %s", (1,))
+        assert_type(cur, Cursor)
+        pipeline.sync()
+        assert_type(cur.fetchone(), "Row | None")
+    conn.rollback()
+    with pool.pipeline(timeout=10.0) as pipeline:
+        pipeline.execute("SELECT 1")
+    assert_type(conn.prepare_threshold, "int | None")
+    conn.prepare_threshold = 5
+    assert_type(conn.prepared_max, int)
+    assert_type(conn.execute("SELECT %s", (1,), prepare=True), Cursor)
+    cur.execute("SELECT %s", (1,), prepare=False)
+    conn.prepare_threshold = None
+    cur.executemany("SELECT %s", [(1,), (2,)], returning=True)
+    for each in cur.results():
+        assert_type(each, Cursor)
+    conn.rollback()
+    assert_type(pool.prepare_threshold, "int | None")
+    assert issubclass(errors.PipelineAborted, psycopg2.OperationalError)
+
+
 def two_phases(conn: Connection, xid: Xid) -> None:
     """Not run: the server must be set up for it."""
     conn.tpc_begin(xid)
@@ -413,6 +440,8 @@ def main(dsn: str) -> None:
     settings(conn)
     cursors(conn)
     transactions(conn)
+    with greenpg.ConnectionPool(dsn, min_size=1) as piped:
+        pipelines(conn, piped)
     large_objects(conn)
     logging_sql(conn)
     failures(conn)

@@ -12,6 +12,7 @@ from psycopg2 import extensions
 from ... import libpq
 from ...errors import is_interruption
 from ...hubs import FdWaiter
+from ...libpq.copy_reader import CopyReader
 from ..guarded_connection import GuardedConnection
 from ..interrupting import cut_off, end_on_server
 from .channel import Channel, ConnectionLost, Refused
@@ -34,7 +35,7 @@ class CopyChannel(Channel):
         self._put = libpq.function("PQputCopyData")
         self._unflushed = 0
         self._is_ending = False
-        self._reader: libpq.CopyReader | None = None
+        self._reader: CopyReader | None = None
         #: libpq.COPY_IN (to the server), libpq.COPY_OUT, or None if no COPY is under way.
         self.direction: int | None = None
         if conn.get_transaction_status() == _ACTIVE:
@@ -43,7 +44,7 @@ class CopyChannel(Channel):
                 self.direction = direction
                 self._set_nonblocking()
         if self.direction == libpq.COPY_OUT:
-            self._reader = libpq.CopyReader(self._pgconn)
+            self._reader = CopyReader(self._pgconn)
 
     # -- to the server
 

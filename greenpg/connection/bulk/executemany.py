@@ -7,6 +7,7 @@ libpq directly, result by result, so that each row's count, and the row that fai
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -17,6 +18,7 @@ from psycopg2 import extensions, sql
 from ... import libpq
 from ...errors import ConnectionInUse, is_interruption
 from ...hubs import hub
+from ...libpq.pipeline import is_supported as has_pipelines
 from ..guarded_connection import GuardedConnection
 from ..guarded_cursor import GuardedCursor, Params, Query
 from ..interrupting import cut_off, note_first
@@ -32,6 +34,8 @@ from .row_errors import SEPARATOR, error_of_page, note_row
 _cursor = extensions.cursor
 _execute: Any = _cursor.execute
 _mogrify: Any = _cursor.mogrify
+_autocommit: Any = extensions.connection.autocommit.__get__  # type: ignore[attr-defined]
+_ALIKE = re.compile(rb"\s*(?:INSERT|UPDATE|DELETE|MERGE|SELECT|WITH|VALUES)\b", re.IGNORECASE)
 _IDLE = extensions.TRANSACTION_STATUS_IDLE
 _INTRANS = extensions.TRANSACTION_STATUS_INTRANS
 _INERROR = extensions.TRANSACTION_STATUS_INERROR
@@ -56,15 +60,43 @@ def run_pages(cursor: GuardedCursor, query: Query, vars_list: Iterable[Params]) 
     call.execute_alone(islice(rows, 1))  # psycopg2 looks at the cursor's state before it asks for a row
     if not call.done:
         return
-    statement = None
-    if conn.get_transaction_status() == _INTRANS:
-        statement = _joinable(query, conn, cursor)
-    if statement is None:
+    statement = _joinable(query, conn, cursor)
+    status = conn.get_transaction_status()
+    is_alone = status == _IDLE and _autocommit(conn) and has_pipelines()
+    if statement is not None and is_alone and _is_alike_in_a_block(statement):
+        _run_each_by_itself(call, query, rows)
+    elif statement is None or status != _INTRANS:
         call.execute_alone(rows)
     else:
         # A generator is only asked for rows while nothing is under way: it may wait for other tasks that need them.
         _Pages(call, statement, rows, in_advance=isinstance(vars_list, list | tuple)).run()
     call.show_sum()
+
+
+def run_returning(cursor: GuardedCursor, query: Query, vars_list: Iterable[Params]) -> None:
+    """`Cursor.executemany(returning=True)`."""
+    conn = cursor.connection
+    is_alone = bool(_autocommit(conn)) and conn.get_transaction_status() == _IDLE
+    batch = conn._execute_rows(cursor, query, vars_list, is_alone, True, (0, 0))
+    if batch.kept:
+        batch.show()
+    else:
+        RowByRow(cursor, query).pass_on([])
+
+
+def _run_each_by_itself(call: RowByRow, query: Query, rows: Iterator[Any]) -> None:
+    """The rows in autocommit, after the first."""
+    cursor = call.cursor
+    batch = cursor.connection._execute_rows(cursor, query, rows, True, False, (call.done, call.rowcount))
+    if batch.done:
+        call.done += batch.done
+        call.rowcount = batch.rowcount
+        batch.show_last()
+
+
+def _is_alike_in_a_block(statement: bytes) -> bool:
+    """Whether it does the same between BEGIN and COMMIT; VACUUM doesn't, for one."""
+    return _ALIKE.match(statement) is not None
 
 
 def _joinable(query: Query, conn: GuardedConnection, cursor: GuardedCursor) -> bytes | None:

@@ -17,7 +17,7 @@ from typing import Any
 from psycopg2 import _psycopg as _c_module
 from psycopg2 import extensions
 
-from .errors import LibpqUnavailable
+from ..errors import LibpqUnavailable
 
 _psycopg: Any = _c_module  # the type stubs don't know all of it
 
@@ -56,7 +56,25 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "PQgetCancel": (_pointer, [_pointer]),
     "PQcancel": (_int, [_pointer, _pointer, _int]),
     "PQfreeCancel": (None, [_pointer]),
+    "PQntuples": (_int, [_pointer]),
+    "PQnfields": (_int, [_pointer]),
+    "PQfname": (_text, [_pointer, _int]),
+    "PQftable": (ctypes.c_uint, [_pointer, _int]),
+    "PQftablecol": (_int, [_pointer, _int]),
+    "PQftype": (ctypes.c_uint, [_pointer, _int]),
+    "PQfsize": (_int, [_pointer, _int]),
+    "PQfmod": (_int, [_pointer, _int]),
+    # a value in the text format has no zero bytes
+    "PQgetvalue": (_text, [_pointer, _int, _int]),
+    "PQgetisnull": (_int, [_pointer, _int, _int]),
+    # since libpq 14
+    "PQenterPipelineMode": (_int, [_pointer]),
+    "PQexitPipelineMode": (_int, [_pointer]),
+    "PQpipelineSync": (_int, [_pointer]),
+    "PQsendFlushRequest": (_int, [_pointer]),
+    "PQsendQueryParams": (_int, [_pointer, _text, _int, _pointer, _pointer, _pointer, _pointer, _int]),
     # since libpq 17
+    "PQsendPipelineSync": (_int, [_pointer]),
     "PQcancelCreate": (_pointer, [_pointer]),
     "PQcancelStart": (_int, [_pointer]),
     "PQcancelPoll": (_int, [_pointer]),
@@ -73,7 +91,11 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 POLLING_FAILED, POLLING_READING, POLLING_WRITING, POLLING_OK = range(4)
 
 #: Some of what PQresultStatus returns.
-COMMAND_OK, TUPLES_OK, COPY_OUT, COPY_IN, FATAL_ERROR, COPY_BOTH = 1, 2, 3, 4, 7, 8
+EMPTY_QUERY, COMMAND_OK, TUPLES_OK, COPY_OUT, COPY_IN, FATAL_ERROR, COPY_BOTH = 0, 1, 2, 3, 4, 7, 8
+PIPELINE_SYNC, PIPELINE_ABORTED = 10, 11
+
+#: What a reader says: ask again, wait until the socket is readable, no more data, the connection is lost.
+MORE, WAIT, END, LOST = range(4)
 
 #: psycopg2's names for the fields of an error, and PQresultErrorField's codes.
 DIAGNOSTICS = {
@@ -228,6 +250,11 @@ def _bound(handle: Any, name: str) -> Callable[..., Any]:
     return bound  # type: ignore[no-any-return]
 
 
+def libpq_handle() -> Any:
+    """The library, for functions that are called without declared types, the GIL held."""
+    return _handles()[0]
+
+
 @cache
 def _handles() -> tuple[Any, Any]:
     try:
@@ -266,6 +293,14 @@ def next_result(pgconn: int | None) -> Result | None:
     return copied_out(address) if address else None
 
 
+def command_of(address: int) -> bytes:
+    """What the server called the command, as b"INSERT 0 1"; frees the PGresult."""
+    try:
+        return function("PQcmdStatus")(address) or b""
+    finally:
+        function("PQclear")(address)
+
+
 def copied_out(address: int) -> Result:
     """The PGresult's status, counts and error; frees it."""
     try:
@@ -294,91 +329,3 @@ def copy_in_progress(pgconn: int | None) -> int | None:
         return None
     result = next_result(pgconn)
     return result.status if result is not None and result.status in (COPY_IN, COPY_OUT, COPY_BOTH) else None
-
-
-#: What `CopyReader` says: ask again, wait until the socket is readable, no more data, the connection is lost.
-MORE, WAIT, END, LOST = range(4)
-
-
-class CopyReader:
-    """Takes the data of a COPY TO out of libpq, never blocking.
-
-    The cost of a COPY TO is the calls for each row. PQgetlineAsync copies a row into memory of ours: one call, where
-    PQgetCopyData needs three (it, the copy, PQfreemem). Called without declared types, with arguments made before.
-    """
-
-    BLOCK_BYTES = 128 * 1024
-    _ROWS = 1000
-
-    def __init__(self, pgconn: int | None) -> None:
-        handle = _handles()[0]
-        try:
-            self._getline = handle["PQgetlineAsync"]
-        except AttributeError:
-            raise LibpqUnavailable("the libpq that psycopg2 runs on has no PQgetlineAsync()") from None
-        self._pgconn = _pointer(pgconn)
-        self._consume_input = function("PQconsumeInput")
-        self._memory = ctypes.create_string_buffer(self.BLOCK_BYTES)
-        self._view = memoryview(self._memory).cast("B")
-        self._start = ctypes.addressof(self._memory)
-        self._target = _pointer(self._start)
-        self._begun_row = b""
-
-    def read_block(self) -> tuple[bytes, int]:
-        """What is there, `BLOCK_BYTES` at most, and what to do next. A row may be cut anywhere."""
-        getline, pgconn, target = self._getline, self._pgconn, self._target
-        position = target.value = self._start
-        end = position + self.BLOCK_BYTES
-        has_read = False
-        while True:
-            length = getline(pgconn, target, end - position)
-            if length > 0:
-                has_read = False
-                position += length
-                if position == end:
-                    state = MORE
-                    break
-                target.value = position
-            else:
-                state = self._state_after(length, has_read)
-                if state != MORE:
-                    break
-                has_read = True
-        return self._view[: position - self._start].tobytes(), state
-
-    def read_rows(self) -> tuple[list[bytes], int]:
-        """The same, row by row: one for each row that the server has sent, complete, in COPY's format."""
-        getline, pgconn, target, view, limit = self._getline, self._pgconn, self._target, self._view, self.BLOCK_BYTES
-        target.value = self._start
-        rows: list[bytes] = []
-        total = 0
-        has_read = False
-        while True:
-            length = getline(pgconn, target, limit)
-            if length > 0:
-                has_read = False
-                row = view[:length].tobytes()
-                if length == limit:  # the row goes on
-                    self._begun_row += row
-                    continue
-                if self._begun_row:
-                    row, self._begun_row = self._begun_row + row, b""
-                rows.append(row)
-                total += length
-                if total > limit or len(rows) >= self._ROWS:
-                    return rows, MORE
-            else:
-                state = self._state_after(length, has_read)
-                if state != MORE:
-                    if state != WAIT and self._begun_row:  # it was as long as the memory, exactly
-                        rows.append(self._begun_row)
-                        self._begun_row = b""
-                    return rows, state
-                has_read = True
-
-    def _state_after(self, length: int, has_read: bool) -> int:
-        if length < 0:
-            return END
-        if has_read:
-            return WAIT
-        return MORE if self._consume_input(self._pgconn) else LOST
