@@ -13,7 +13,7 @@ PORT ?= 8000
 PIP := PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK) $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-separate slow-tests test-latest $(HUBS:%=test-%) extras lowest-extras lowest check bench lock clean \
+.PHONY: help demo test test-quick test-separate slow-tests test-latest $(HUBS:%=test-%) extras lowest-extras lowest check docs docs-serve dist bench lock clean \
     psycopg2-suite sqlalchemy-suite compat-suites django-suite
 
 help:  ## what there is to make
@@ -75,6 +75,18 @@ check: $(VENV)/check  ## ruff, mypy --strict, who imports whom, and the types th
 	$(BIN)/mypy
 	$(BIN)/pytest --hub=threads -q tests/test_architecture.py tests/test_types.py
 
+docs: $(VENV)/docs  ## the manual, into site/, with every warning an error; needs no network
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+
+docs-serve: $(VENV)/docs  ## the manual at http://127.0.0.1:8000 (PORT=...), built anew whenever you save
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:$(PORT)
+
+dist: $(VENV)/dist  ## sdist and wheel, into dist/: checked, and the wheel used in an empty environment
+	rm -rf dist
+	PIP_CONSTRAINT=$(abspath $(LOCK)) PIP_BUILD_CONSTRAINT=$(abspath $(LOCK)) $(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tools/check_extras.py $(LOCK:%=--constraint=%) --wheel dist/*.whl nothing embedded
+
 bench: $(VENV)/bench  ## the benchmarks, peers and greenpg in one run, into benchmarks/results
 	$(BIN)/python benchmarks/run.py
 
@@ -84,13 +96,13 @@ lock: $(VENV)/lock  ## renew requirements.lock: the newest of everything (KEEP=1
 	    $(if $(KEEP),,--upgrade) --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml -
 
 clean:  ## remove what make has made
-	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* site dist .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/pip:
 	$(FOUND) -m venv $(VENV)
 	@touch $@
 
 # One stamp for each set of extras.
-$(VENV)/demo $(VENV)/test $(VENV)/check $(VENV)/bench $(VENV)/suite $(VENV)/lock: $(VENV)/%: pyproject.toml $(LOCK) | $(VENV)/pip
+$(VENV)/demo $(VENV)/test $(VENV)/check $(VENV)/bench $(VENV)/suite $(VENV)/docs $(VENV)/dist $(VENV)/lock: $(VENV)/%: pyproject.toml $(LOCK) | $(VENV)/pip
 	$(PIP) install --editable '.[$*]'
 	@touch $@

@@ -82,7 +82,7 @@ __all__ = [
     "wait",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 for _name in __all__:
     if isinstance(_public := globals().get(_name), type) and _public.__module__ != "greenpg.errors":

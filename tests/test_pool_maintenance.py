@@ -203,6 +203,36 @@ def test_task_that_ends_returns_its_connection(make_pool, caplog):
     assert "(forget); it is taken back" in caplog.text
 
 
+@pytest.mark.only_hub("gevent")
+def test_getconn_as_a_greenlets_own_function(make_pool, caplog):
+    """gevent's greenlets are begun in C: the call has no caller in Python."""
+    import gevent
+
+    pool = make_pool(min_size=1)
+    task = gevent.spawn(pool.getconn)
+    task.join()
+    assert task.exception is None
+    with pool.cursor(timeout=5) as cur:
+        cur.execute("SELECT 1")
+    assert "that it took in its own call; it is taken back" in caplog.text
+
+
+def test_task_that_ends_without_using_its_connection(make_pool):
+    """Whoever used it before, and not this task, isn't taken for one that goes on with it."""
+    pool = make_pool(min_size=1)
+    pool.execute("SELECT 1")
+    taken = []
+
+    def take():
+        pool.getconn()
+        taken.append(True)
+
+    spawn_native(take)
+    wait_until(lambda: taken)
+    with pool.cursor(timeout=5) as cur:
+        cur.execute("SELECT 1")
+
+
 @green_only
 def test_task_that_is_killed_returns_its_connection(make_pool, caplog):
     pool = make_pool(min_size=1)

@@ -27,7 +27,7 @@ from greenpg import embedded
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ROOT / "tests" / "extras"
-FOR_THE_CHECKOUT = {"test", "check", "lock", "suite", "bench"}  # make uses them, and needs the checkout
+FOR_THE_CHECKOUT = {"test", "check", "docs", "dist", "lock", "suite", "bench"}  # make uses them, and needs the checkout
 NOTHING = "nothing"  # the wheel without an extra
 LONGEST = 300  # seconds that an installation, or a program, may take
 
@@ -37,11 +37,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("extras", nargs="*", metavar="EXTRA", help=f"only these ({NOTHING}: the wheel without any)")
     parser.add_argument("--constraint", type=_path, metavar="FILE", help="install the versions that FILE names")
+    parser.add_argument("--wheel", type=_path, metavar="FILE", help="this one, instead of one that is built now")
     parser.add_argument("--lowest", action="store_true", help="install the lowest versions allowed")
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory(prefix="greenpg-extras-") as directory:
-        wheel = _build_wheel(Path(directory), options.constraint)
+        wheel = options.wheel or _build_wheel(Path(directory), options.constraint)
         extras = _extras(wheel)
         chosen = options.extras or extras
         if unknown := [extra for extra in chosen if extra not in extras]:

@@ -136,7 +136,7 @@ class Cluster:
     ) -> AbstractContextManager[Connection, bool | None]:
         """`with cluster.transaction() as conn:` a transaction on the primary; with `readonly=True` on a replica.
 
-        Options and behaviour of `ConnectionPool.transaction()`.
+        Options and behaviour of `ConnectionPool.transaction()`. Suspends.
         """
         if options.get("readonly"):
             return self.replica.transaction(timeout=timeout, **options)

@@ -142,6 +142,7 @@ class PostgresClient:
 
     `timeout` (0): seconds to wait for a connection when all are lent; then, or at once, PoolError is raised.
     `reconnect_timeout` (30): seconds that connecting is tried again for, with `auto_reconnect`.
+    Its methods suspend where they talk to the server, and while they wait.
     """
 
     def __init__(
@@ -294,14 +295,17 @@ class PostgresClient:
 
     @property
     def cursor(self) -> Any:
+        """`with client.cursor as cur:` as `get_cursor()`, with the connection's own kind of cursor."""
         return self._get_cursor_ctx(None)
 
     @property
     def dict_cursor(self) -> Any:
+        """The same with psycopg2's `DictCursor`."""
         return self.get_cursor(psycopg2.extras.DictCursor)
 
     @property
     def nt_cursor(self) -> Any:
+        """The same with psycopg2's `NamedTupleCursor`."""
         return self.get_cursor(psycopg2.extras.NamedTupleCursor)
 
     def close(self) -> None:

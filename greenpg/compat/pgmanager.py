@@ -48,7 +48,10 @@ class RowDict(GreenRowDict, OrderedDict[str, Any]):
 
 
 class Cursor(GreenCursor):
-    """psycopg2's cursor with dict rows, and rows as SQL literals."""
+    """psycopg2's cursor with dict rows, and rows as SQL literals.
+
+    Its methods suspend as `greenpg.Cursor`'s do; those that only convert rows don't.
+    """
 
     def fetchone_dict(self, lstrip: str = "") -> RowDict | None:
         """The next row, `lstrip` taken off the front of the columns' names; None after the last."""
@@ -183,7 +186,10 @@ class _NamedListener(_Named):
 
 
 class PgManager:
-    """Connections by name; the usual one is "default"."""
+    """Connections by name; the usual one is "default".
+
+    Its methods suspend where they talk to the server, as the original's block.
+    """
 
     def __init__(self) -> None:
         self._named: dict[str, _NamedPool | _NamedListener] = {}
@@ -224,6 +230,7 @@ class PgManager:
         self._named[name] = _NamedListener(name, dsn, parameters, channel)
 
     def knows_conn(self, name: str = "default") -> bool:
+        """Whether `create_conn()` has been called with that name. Doesn't suspend."""
         return name in self._named
 
     def close_conn(self, name: str = "default") -> None:
@@ -302,5 +309,5 @@ _instance = PgManager()
 
 
 def get_instance() -> PgManager:
-    """The program's one PgManager."""
+    """The program's one PgManager. Doesn't suspend."""
     return _instance

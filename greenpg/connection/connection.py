@@ -230,7 +230,7 @@ class Connection(LargeObjectMixin, NotifyWaits):
 
         When it is over, the statement that runs is cancelled and raises `errors.DeadlineExceeded`; the connection can
         be used on after a rollback. If the server can't be reached, the connection is closed. Raises ValueError
-        unless `seconds` is positive.
+        unless `seconds` is positive. Entering and leaving the block don't suspend.
         """
         self._has_altered_settings = True  # a pool ends it if nobody does
         return DeadlineBlock(self._gate, seconds)

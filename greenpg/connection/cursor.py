@@ -127,7 +127,10 @@ class Cursor(DictFetches, FileCopyMixin):
         return False
 
     def fetchall(self) -> list[Row]:
-        """The remaining rows, as psycopg2's. With 1000 rows or more it lets other tasks run every few milliseconds."""
+        """The remaining rows, as psycopg2's. With 1000 rows or more it lets other tasks run every few milliseconds.
+
+        Of a small result it doesn't suspend, unless the cursor is a server-side one.
+        """
         if _rowcount(self) < BIG_ROWS:
             return _fetchall(self)
         return fetch_in_turns(self)

@@ -84,6 +84,10 @@ class BusyGate:
         #: The copy_from() or its like that is under way, a `FileCopy`.
         self.file_copy: CopyDriver | None = None
 
+    def forget_user(self) -> None:
+        """Whoever used the connection so far has nothing to do with what comes: it changes hands."""
+        self.last_user = None
+
     # -- calls
 
     def enter(self, call: str) -> str | None:

@@ -65,7 +65,10 @@ def _check_same(patched: installing.Installed, hub: str | None, connect: bool) -
 
 
 def unpatch() -> None:
-    """Put back what `patch()` found. Without a patch it does nothing. Connections that are open become blocking."""
+    """Put back what `patch()` found. Without a patch it does nothing. Connections that are open become blocking.
+
+    Doesn't suspend.
+    """
     global _old_connect
     installing.uninstall()
     stop_watching()
@@ -95,5 +98,5 @@ def psycopg2_connects_green() -> bool:
 
 
 def is_patched() -> bool:
-    """Whether `patch()` is in force."""
+    """Whether `patch()` is in force. Doesn't suspend."""
     return installing.installed() is not None

@@ -33,6 +33,7 @@ class SqlLog:
     Logging takes place in the task that runs the statement, after it; the time includes waiting for the server.
     A pool's report of a leak (`leak_after`) names the last statement of a connection that has a log.
     For other formats override `before()`, `after()`, `failed()` and `notice()`.
+    Its methods don't suspend, unless a handler of the loggers does.
     """
 
     def __init__(

@@ -93,6 +93,7 @@ class Tracer:
     """What is told of events: override what you need. See `ConnectionPool(on_event=)`.
 
     Called in the task that the event is of. An `Exception` that it raises is logged and goes no further.
+    Its methods may suspend if yours do; none of greenpg's does.
     """
 
     #: Names of the events that are wanted; None: all. Statements that nobody wants cost nothing.

@@ -226,7 +226,7 @@ class Server:
         return Path(self._known_place()["log"])
 
     def read_log(self) -> str:
-        """What the server has logged since the first `start()`."""
+        """What the server has logged since the first `start()`. Doesn't suspend."""
         with open(self.log_path, "rb") as log:
             log.seek(self._log_start)
             return log.read().decode(errors="replace")
@@ -300,7 +300,7 @@ def server(
 ) -> Iterator[str]:
     """A running server for the length of a `with` block, which gets its connection string (by Unix socket).
 
-    The parameters, errors and waits are those of `Server`.
+    The parameters and errors are those of `Server`; entering and leaving the block suspend as its methods do.
     """
     with Server(
         directory, settings=settings, port=port, password=password, start_timeout=start_timeout

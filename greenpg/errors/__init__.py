@@ -216,7 +216,7 @@ def safe_to_retry(exception: BaseException) -> bool:
     """True only if nothing of what was asked can have reached the server: what raised it can be called once more.
 
     So it is for the pool's own errors, for refusals (`ConnectionInUse`, ...) and for failures to connect. Not after a
-    failed statement: a lost connection doesn't tell how far it came.
+    failed statement: a lost connection doesn't tell how far it came. Doesn't suspend.
     """
     refused = (PoolTimeout, PoolClosed, TooManyRequests, ConnectionInUse, ConnectionInherited, ConnectionReturned)
     if is_interruption(exception):

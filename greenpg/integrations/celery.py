@@ -66,7 +66,10 @@ class TaskDatabase:
         return self._unit().cursor(cursor_factory)
 
     def transaction(self, **options: Any) -> AbstractContextManager[greenpg.Connection]:
-        """`with db.transaction() as conn:`, with `conn.transaction()`'s options; within another one, a savepoint."""
+        """`with db.transaction() as conn:`, with `conn.transaction()`'s options; within another one, a savepoint.
+
+        Suspends.
+        """
         return self._unit().transaction(**options)
 
     def _unit(self) -> Unit:
@@ -74,7 +77,10 @@ class TaskDatabase:
 
     @contextmanager
     def task(self) -> Iterator[None]:
-        """Around a task: what it keeps ends with it. A task that another one calls is a part of that one."""
+        """Around a task: what it keeps ends with it. A task that another one calls is a part of that one.
+
+        Leaving it suspends.
+        """
         current = _current()
         if current in self._units:
             yield

@@ -61,7 +61,10 @@ class _Database:
         return self._unit().cursor(cursor_factory)
 
     def transaction(self, **options: Any) -> AbstractContextManager[greenpg.Connection]:
-        """`with db.transaction() as conn:`, with `conn.transaction()`'s options; within another one, a savepoint."""
+        """`with db.transaction() as conn:`, with `conn.transaction()`'s options; within another one, a savepoint.
+
+        Suspends as `ConnectionPool.transaction()`.
+        """
         return self._unit().transaction(**options)
 
     def _state(self) -> Any:
@@ -113,7 +116,7 @@ class Greenpg(_Database):
 
     def init_app(self, app: flask.Flask) -> None:
         """Make the app's pools, which connect when they are first used. Raises RuntimeError if it has some already, and
-        ValueError if no database is named."""
+        ValueError if no database is named. Doesn't suspend."""
         if _EXTENSION in app.extensions:
             raise RuntimeError("this Flask app has a Greenpg already: name further databases in GREENPG_DATABASES")
         keeps = checked_keeps(app.config.get("GREENPG_PER_REQUEST", self._keeps), "GREENPG_PER_REQUEST")

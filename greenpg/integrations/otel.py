@@ -61,7 +61,7 @@ def instrument(
       the parameters, and the errors' messages: either may show data.
     - A span "wait for a connection" where a task waited for longer than `wait_spans` (0.001) seconds; None: never.
 
-    Call it after the providers have been set up, and after a fork. Raises TypeError without pools.
+    Call it after the providers have been set up, and after a fork. Raises TypeError without pools. Doesn't suspend.
     """
     if not pools:
         raise TypeError("instrument() needs the pools that it is to tell of")

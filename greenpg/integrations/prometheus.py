@@ -140,7 +140,7 @@ class Collector(PrometheusCollector):
             self._registry.register(self)
 
     def add(self, pool: ConnectionPool) -> None:
-        """Show this pool as well."""
+        """Show this pool as well. Doesn't suspend."""
         if any(other.name == pool.name for other, _ in self._living()):
             raise ValueError(f"there is a pool {pool.name!r} in this collector already: give each a name of its own")
         pool.keep_histograms()
@@ -151,7 +151,7 @@ class Collector(PrometheusCollector):
             self.start_writing()
 
     def close(self) -> None:
-        """Show nothing any more."""
+        """Show nothing any more. Doesn't suspend."""
         self._is_closed = True
         if self._registry is not None:
             self._registry.unregister(self)
@@ -159,7 +159,7 @@ class Collector(PrometheusCollector):
             pool.remove_tracer(watch)
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: so that registering doesn't collect."""
+        """Nothing: so that registering doesn't collect. Doesn't suspend."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
@@ -244,6 +244,7 @@ class Collector(PrometheusCollector):
 
     @property
     def is_closed(self) -> bool:
+        """Whether it shows nothing any more."""
         return self._is_closed
 
 

@@ -306,7 +306,7 @@ class ManagedPool(Generic[ConnT]):
         """How often requests waited (`wait_ms`), and connections were held (`hold_ms`), by upper bound.
 
         The bounds are milliseconds, "inf" the last; each count is of its own range, not of all below. Raises ValueError
-        unless the pool was made with `histograms=True`.
+        unless the pool was made with `histograms=True`. Doesn't suspend.
         """
         if self._core.histograms is None:
             raise ValueError(f"the pool {self.name!r} doesn't keep histograms: make it with histograms=True")

@@ -55,4 +55,4 @@ class NullConnectionPool(ConnectionPool[ConnT]):
         replace(self._core, slot)
 
     def check(self) -> None:
-        """Nothing to do: there are no idle connections."""
+        """Nothing to do: there are no idle connections. Doesn't suspend."""

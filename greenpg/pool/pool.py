@@ -131,7 +131,7 @@ class ConnectionPool(ManagedPool[ConnT]):
         """`with pool.transaction() as conn:` lends a connection for a block that is a transaction.
 
         Options and behaviour of `conn.transaction()`: `isolation_level`, `readonly`, `deferrable`, `force_rollback`,
-        `settle`.
+        `settle`. Suspends as `connection()` does.
         """
         return TransactionContext(self._core, timeout, options)
 
@@ -275,8 +275,9 @@ class ConnectionPool(ManagedPool[ConnT]):
         core = self._core
         slot = lend(core, timeout)
         if take_back:
-            frame = sys._getframe(1)
-            slot.taken_at = (frame.f_code, frame.f_lineno)
+            slot.conn._gate.forget_user()
+            frame = sys._getframe().f_back
+            slot.taken_at = frame and (frame.f_code, frame.f_lineno)  # None: it's the task's own function
             lent_at = slot.lent_at
             slot.forget_holder = hub().on_end(core.current_task(), lambda: take_back_from_ended(core, slot, lent_at))
         return slot.conn  # type: ignore[return-value]

@@ -73,7 +73,7 @@ def get_pool(name_or_uri: str, /, conninfo: Conninfo | None = None, **options: A
 
 
 def forget_pool(name_or_uri: str, /) -> ConnectionPool[Any] | None:
-    """Let the next `get_pool()` make a new pool. Returns the one there was, still open, or None."""
+    """Let the next `get_pool()` make a new pool. Returns the one there was, still open, or None. Doesn't suspend."""
     with _mutex():
         entry = _entries.pop(name_or_uri, None)
     return None if entry is None else entry.pool

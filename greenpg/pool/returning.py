@@ -118,19 +118,20 @@ def take_back_from_ended(core: PoolCore, slot: Slot, lent_at: float) -> None:
 def _take_back(core: PoolCore, slot: Slot, lent_at: float, holder: str) -> None:
     if slot.lent_at != lent_at:
         return
-    code, line = slot.taken_at or (None, 0)
+    place = "its own call"  # getconn() is the task's function
+    if slot.taken_at is not None:
+        code, line = slot.taken_at
+        place = f"{code.co_filename}, line {line} ({code.co_name})"
     slot.condemn()  # who has kept the connection mustn't use it beside its next borrower
     core.note_leak(slot.conn, f"{holder} ended without returning it")
     try:
         give_back(core, slot)
     finally:
         logger.warning(
-            "pool %r: %s ended without returning the connection that it took in %s, line %d (%s); it is taken back",
+            "pool %r: %s ended without returning the connection that it took in %s; it is taken back",
             core.options.name,
             holder,
-            code and code.co_filename,
-            line,
-            code and code.co_name,
+            place,
         )
 
 

@@ -9,7 +9,10 @@ import psycopg2
 
 
 class Results:
-    """The rows of a query, to be looked at as often as one likes, and the facts about it."""
+    """The rows of a query, to be looked at as often as one likes, and the facts about it.
+
+    Its methods don't suspend: the rows are there.
+    """
 
     def __init__(self, cursor: Any) -> None:
         self.cursor = cursor

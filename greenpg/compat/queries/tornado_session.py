@@ -40,6 +40,7 @@ class TornadoSession(Session):
 
     `io_loop` (None: the one that runs when a query is made): tornado's IOLoop, or asyncio's event loop. The other
     parameters are `Session`'s; `pool_max_size` (25) queries run at a time, and each has a connection of its own.
+    Its methods suspend no task: they give futures.
     """
 
     def __init__(

@@ -34,7 +34,10 @@ def uri(
     user: str = "postgres",
     password: str | None = None,
 ) -> str:
-    """The connection URI for these values. A host that begins with a slash is the directory of a Unix socket."""
+    """The connection URI for these values. A host that begins with a slash is the directory of a Unix socket.
+
+    Doesn't suspend.
+    """
     login = _quote(user) + (f":{_quote(password)}" if password else "")
     return f"postgresql://{login}@{_quote(host)}{f':{port}' if port else ''}/{_quote(dbname)}"
 

@@ -156,7 +156,7 @@ class FileCopyMixin(GuardedCursor):
         the `io` module on a disk or in memory are read by 64 KiB at least.
 
         An exception of `read()` ends the COPY; what is raised is the COPY's error, with that one in its text and as its
-        `__cause__`. A kill or a timeout ends it as well, comes out unchanged, and the connection is kept.
+        `__cause__`. A kill or a timeout ends it as well, comes out unchanged, and the connection is kept. Suspends.
         """
         if not _is_refused_because_green(_cursor.copy_from, self, file, table, sep, null, size, columns):
             return
@@ -170,7 +170,7 @@ class FileCopyMixin(GuardedCursor):
         """COPY a table to a file, as psycopg2's: `file.write()` gets bytes, or str if it is an `io.TextIOBase`.
 
         Files of the `io` module get many rows at once, any other object one row at a time. An exception of `write()`
-        cancels the COPY and comes out unchanged, as a kill or a timeout does; the connection is kept.
+        cancels the COPY and comes out unchanged, as a kill or a timeout does; the connection is kept. Suspends.
         """
         if not _is_refused_because_green(_cursor.copy_to, self, file, table, sep, null, columns):
             return

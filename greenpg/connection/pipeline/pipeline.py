@@ -46,7 +46,7 @@ class Pipeline(Generic[C]):
 
     @classmethod
     def is_supported(cls) -> bool:
-        """Whether the libpq that psycopg2 runs on has a pipeline mode: since version 14."""
+        """Whether the libpq that psycopg2 runs on has a pipeline mode: since version 14. Doesn't suspend."""
         return is_supported()
 
     def execute(self, query: Query, vars: Params = None) -> Cursor:

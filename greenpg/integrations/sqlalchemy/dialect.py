@@ -21,7 +21,10 @@ from .record import SlotRecord
 
 
 class PGDialect_greenpg(PGDialect_psycopg2):  # named as SQLAlchemy names its own
-    """psycopg2's dialect, parameter for parameter. What is different is the driver's: see docs/sqlalchemy.md."""
+    """psycopg2's dialect, parameter for parameter. What is different is the driver's: see docs/sqlalchemy.md.
+
+    SQLAlchemy calls its methods; those named `do_...` suspend.
+    """
 
     driver = "greenpg"
     supports_statement_cache = True

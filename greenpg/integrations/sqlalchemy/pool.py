@@ -44,6 +44,7 @@ class GreenpgPool(Pool):
 
     `connection_pool`: a `greenpg.ConnectionPool` to share with code that uses greenpg directly, whose sizes, timeout
     and way to connect are used instead. `greenpg_pool` is the one there is in any case.
+    Its methods don't suspend, but for `connect()` and what gives connections back.
     """
 
     def __init__(
