@@ -409,6 +409,36 @@ def test_report_clean_and_shutdown(uri):
     assert session.pid not in manager
 
 
+def test_the_manager_creates_lends_and_resizes(uri):
+    manager = queries.pool.PoolManager
+    with queries.Session(uri) as session:
+        pid = session.pid
+    manager.remove(pid)
+    manager.create(pid, idle_ttl=5, max_size=1)
+    with pytest.raises(KeyError, match="already exists"):
+        manager.create(pid)
+    assert (manager.size(pid), manager.is_full(pid), manager.has_idle_connection(pid)) == (0, False, False)
+    manager.set_max_size(pid, 2)
+    with queries.Session(uri, pool_max_size=7) as session:
+        assert manager.report()["pools"][pid]["max_size"] == 2
+        assert manager.has_connection(pid, session.connection)
+        conn = manager.get(pid, session)
+        assert manager.has_connection(pid, conn)
+        with pytest.raises(queries.pool.NoIdleConnectionsError):
+            manager.get(pid)
+        manager.free(pid, conn)
+        with pytest.raises(queries.pool.ConnectionNotFoundError):
+            manager.free(pid, conn)
+        conn = manager.get(pid)
+        manager.remove_connection(pid, conn)
+        assert not manager.has_connection(pid, conn)
+        manager.set_max_size(pid, 1)
+        with pytest.raises(queries.pool.NoIdleConnectionsError):
+            manager.get(pid)
+    with pytest.raises(KeyError):
+        manager.size("unknown")
+
+
 def test_a_pool_that_nobody_can_connect_by_is_forgotten():
     with pytest.raises(queries.OperationalError, match="refused"):
         queries.Session("postgresql://127.0.0.1:1/x")

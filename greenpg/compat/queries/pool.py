@@ -131,6 +131,20 @@ class Pool:
         self._idle_since = time.monotonic()
         self._pool.putconn(conn)
 
+    def has_lent(self, conn: Any) -> bool:
+        """Whether the connection is one that is out."""
+        return conn in self._lent
+
+    def forget_closed(self, conn: Any) -> None:
+        """Close a connection that is out. Suspends if another task waits in it."""
+        conn.close()
+        self.free(conn)
+
+    def resize(self, max_size: int) -> None:
+        """Those that are surplus go when they come back."""
+        self._pool.resize(0, max_size)
+        self.max_size = max_size
+
     def forget(self, conn: Any) -> None:
         """`free()` for `__del__`, which may run anywhere, in the midst of the pool's own work, too."""
         self._forgotten.append(conn)
@@ -192,9 +206,14 @@ def _configure(conn: Any) -> None:
 
 
 class PoolManager:
-    """All pools, by their IDs."""
+    """All pools, by their IDs. Where there is none of the ID, KeyError is raised.
+
+    Connections are made by the pools, so there is no `add()`, and none of the connections' own `lock()`.
+    """
 
     _pools: ClassVar[dict[str, Pool]] = {}
+    #: Idle TTL and size of those that no session has connected by yet.
+    _created: ClassVar[dict[str, tuple[float, int]]] = {}
 
     @classmethod
     def instance(cls) -> PoolManager:
@@ -202,31 +221,74 @@ class PoolManager:
         return _manager
 
     @classmethod
+    def create(cls, pid: str, idle_ttl: float = DEFAULT_IDLE_TTL, max_size: int = DEFAULT_MAX_SIZE) -> None:
+        """Choose what the pool will be like, before the first session (whose `pid` says which it is). KeyError if it's
+        there already. Doesn't suspend."""
+        if pid in _manager:
+            raise KeyError(f"Pool {pid} already exists")
+        cls._created[pid] = idle_ttl, max_size
+
+    @classmethod
     def pool(cls, pid: str, uri: str, idle_ttl: float, max_size: int) -> Pool:
-        """The pool of that ID; made, if there's none."""
+        """The pool of that ID; made, if there's none. Doesn't suspend."""
         if pid not in cls._pools:
-            cls._pools.setdefault(pid, Pool(pid, uri, idle_ttl, max_size))
+            cls._pools.setdefault(pid, Pool(pid, uri, *cls._created.pop(pid, (idle_ttl, max_size))))
         return cls._pools[pid]
 
     def __contains__(self, pid: str) -> bool:
-        return pid in self._pools
+        return pid in self._pools or pid in self._created
 
     @classmethod
     def size(cls, pid: str) -> int:
-        """The number of connections in the pool."""
-        return len(cls._pools[pid])
+        """The number of connections in the pool. Doesn't suspend."""
+        return 0 if pid in cls._created else len(cls._pools[pid])
 
     @classmethod
     def is_full(cls, pid: str) -> bool:
-        return cls._pools[pid].is_full
+        """Whether there are as many connections as there may be. Doesn't suspend."""
+        return pid not in cls._created and cls._pools[pid].is_full
 
     @classmethod
     def has_idle_connection(cls, pid: str) -> bool:
-        return cls._pools[pid].idle_count > 0
+        """Whether a connection is there that nobody uses. Doesn't suspend."""
+        return pid not in cls._created and cls._pools[pid].idle_count > 0
+
+    @classmethod
+    def has_connection(cls, pid: str, connection: Any) -> bool:
+        """Whether the connection is one that the pool has lent. Doesn't suspend."""
+        return pid not in cls._created and cls._pools[pid].has_lent(connection)
+
+    @classmethod
+    def get(cls, pid: str, session: object = None) -> Any:
+        """Lend a connection, to be given back by `free()`. Raises NoIdleConnectionsError. Suspends while connecting."""
+        return cls._pools[pid].get()
+
+    @classmethod
+    def free(cls, pid: str, connection: Any) -> None:
+        """Take a connection back. ConnectionNotFoundError if it isn't lent by the pool. Suspends for a round trip."""
+        if not cls.has_connection(pid, connection):
+            raise ConnectionNotFoundError(pid, id(connection))
+        cls._pools[pid].free(connection)
+
+    @classmethod
+    def remove_connection(cls, pid: str, connection: Any) -> None:
+        """Close a connection that the pool has lent. ConnectionNotFoundError if it hasn't. Suspends."""
+        if not cls.has_connection(pid, connection):
+            raise ConnectionNotFoundError(pid, id(connection))
+        cls._pools[pid].forget_closed(connection)
+
+    @classmethod
+    def set_max_size(cls, pid: str, size: int) -> None:
+        """How many connections there may be from now on. Doesn't suspend."""
+        if pid in cls._created:
+            cls._created[pid] = cls._created[pid][0], size
+        else:
+            cls._pools[pid].resize(size)
 
     @classmethod
     def clean(cls, pid: str) -> None:
         """Close and forget the pool if it has no connections, or if none was in use for the idle TTL. Suspends."""
+        cls._created.pop(pid, None)
         pool = cls._pools.get(pid)
         if pool is None:
             return
@@ -238,6 +300,8 @@ class PoolManager:
     @classmethod
     def remove(cls, pid: str) -> None:
         """Close and forget the pool. ActivePoolError if a connection is in use. Suspends."""
+        if cls._created.pop(pid, None) is not None:
+            return
         cls._pools[pid].free_forgotten()
         if cls._pools[pid].in_use_count:
             raise ActivePoolError(pid)
@@ -246,6 +310,7 @@ class PoolManager:
     @classmethod
     def shutdown(cls) -> None:
         """Close and forget all pools; connections in use are closed when they come back. Suspends."""
+        cls._created.clear()
         while cls._pools:
             cls._pools.popitem()[1].shutdown()
 
