@@ -112,9 +112,14 @@ def test_several_replicas_share_the_work(make_cluster, pair, strategy):
         def read():
             with cluster.transaction(readonly=True) as conn:
                 taken.append(conn.info.port)
-                conn.execute("SELECT pg_sleep(0.02)")
+                wait_until(lambda: len(taken) == 4)
 
-        run_all([read] * 4)
+        tasks = []
+        for number in range(1, 5):
+            tasks.append(Task(read))
+            wait_until(lambda number=number: len(taken) >= number)  # native threads would choose at the same time
+        for task in tasks:
+            task.result()
         assert sorted(taken) == sorted([first.port, second.port] * 2)
 
 

@@ -809,3 +809,12 @@ def test_kills_at_any_moment(conn, cur, monkeypatch):
         assert content(cur) == []
         conn.rollback()
     assert killed
+
+
+def test_a_closed_cursor_still_shows_the_last_rows_statement(dsn):
+    conn = greenpg.connect(dsn)
+    conn.autocommit = True
+    with conn.cursor() as cur:
+        cur.executemany("SELECT %s", [(1,), (2,), (3,)])
+    assert (cur.query, cur.statusmessage, cur.rowcount) == (b"SELECT 3", "SELECT 1", 3)
+    conn.close()

@@ -73,7 +73,9 @@ class PipelinedCursor(Cursor):
 
     def close(self) -> None:
         """As psycopg2's. Until then it keeps its rows, also if its connection is closed."""
-        self._pipelined = None
+        shown = self._shown()
+        if shown is not None and not (shown.rowcount_is_known and shown.rows is None):
+            self._pipelined = None
         super().close()
 
     # -- what it says of the statement
