@@ -4,7 +4,7 @@ import psycopg2
 import psycopg2.errors
 import pytest
 from cluster import Pair, ask
-from kit import Killed, Task, run_all, wait_until
+from kit import Killed, Task, wait_until
 from proxy import Proxy
 
 import greenpg
