@@ -259,7 +259,10 @@ class SimulatedConnection:
     def deadline(self, seconds):
         return contextlib.nullcontext()
 
-    def _put_back(self, settings):
+    def _attachments(self):
+        return None
+
+    def _put_back(self, settings, attachments=None):
         pass
 
     def fileno(self):

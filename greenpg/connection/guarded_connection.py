@@ -20,7 +20,7 @@ from .deadlines import rollback_deadline
 from .gate import BusyGate
 from .noted_commit import commit_and_tell
 from .prepared.statements import PreparedStatements
-from .session_settings import SessionSettings
+from .session_settings import Attachments, SessionSettings
 
 _connection = extensions.connection
 _c: Any = extensions.connection
@@ -195,9 +195,14 @@ class GuardedConnection(_connection):
         self._has_altered_settings = False
         return settings
 
-    def _put_back(self, settings: SessionSettings) -> None:
+    def _attachments(self) -> Attachments:
+        return Attachments.of(self)
+
+    def _put_back(self, settings: SessionSettings, attachments: Attachments | None = None) -> None:
         self._gate.close_queue()
         settings.put_back(self)
+        if attachments is not None:
+            attachments.put_back(self)
         self._has_altered_settings = False
 
     # -- transactions

@@ -226,8 +226,7 @@ def _clean(core: PoolCore, slot: Slot) -> bool:
         if slot.is_doubted:
             slot.suspect()  # since the return looked like a sign of life
         if options.reset == "session":
-            conn._put_back(slot.bare_settings)
-            slot.bare_attachments.put_back(conn)
+            conn._put_back(slot.bare_settings, slot.bare_attachments)
         elif conn._has_altered_settings or conn.notices or conn.notifies:
             conn._put_back(slot.settings)
     except Exception as error:

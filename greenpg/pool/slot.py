@@ -135,7 +135,7 @@ class Slot:
         self.settings = conn._settings()
         if is_bare:
             self.bare_settings = self.settings
-            self.bare_attachments = Attachments.of(conn)
+            self.bare_attachments = conn._attachments()
         self.notices, self.notifies = conn.notices, conn.notifies
 
     def opened(self, conn: Connection, now: float, expires_at: float, unchecked_until: float) -> None:

@@ -83,7 +83,7 @@ class PipelinedCursor(Cursor):
     @property
     def query(self) -> bytes | None:
         statement = self._shown()
-        return super().query if statement is None else statement.query
+        return super().query if statement is None else statement.query or None  # b"": it was refused
 
     @property
     def rowcount(self) -> int:

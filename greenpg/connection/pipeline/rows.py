@@ -49,6 +49,8 @@ class Batch:
         self._last: PipelinedStatement | None = None
         #: Also when somebody has got its error: the rows' generator may have caught it.
         self.failed: PipelinedStatement | None = None
+        #: A row's arguments couldn't be merged into the statement.
+        self.has_refused = False
 
     def made(self, statement: bytes, each_by_itself: bool) -> list[PipelinedStatement]:
         """What is to be sent for the next row."""
@@ -80,6 +82,13 @@ class Batch:
         """The cursor is as after psycopg2's own `executemany()`."""
         if self._last is not None:
             self._cursor._show_sets([self._last], self.rowcount)
+
+    def show_interrupted(self) -> None:
+        """The cursor is as after psycopg2's own, when the row after the last one couldn't be executed."""
+        if self._last is not None:
+            if self.has_refused:
+                self._last.query = b""
+            self._cursor._show_sets([self._last], self._last.rowcount)
 
     def raise_failed(self) -> None:
         if self.failed is not None:
@@ -146,7 +155,7 @@ def execute_rows(
             if batch.failed is None and not is_interruption(error) and not conn.closed:
                 flow.bring_to_rest()  # the rows before are executed; if one of them fails, that came first
                 batch.raise_failed()
-                batch.show_last()
+                batch.show_interrupted()
             raise
         finally:
             flow.forget_failed()
@@ -169,6 +178,7 @@ def _send_all(
         try:
             statement = merged(conn, cursor, query, row)
         except Exception as error:
+            batch.has_refused = True
             if not is_interruption(error):
                 note_row(error, number + batch.first_row)
             raise
