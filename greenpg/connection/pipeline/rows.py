@@ -84,11 +84,12 @@ class Batch:
             self._cursor._show_sets([self._last], self.rowcount)
 
     def show_interrupted(self) -> None:
-        """The cursor is as after psycopg2's own, when the row after the last one couldn't be executed."""
-        if self._last is not None:
-            if self.has_refused:
-                self._last.query = b""
-            self._cursor._show_sets([self._last], self._last.rowcount)
+        """The cursor is as after psycopg2's own when there was no next row, or it has been refused: then it says how
+        many rows the last one has touched, not how many all have."""
+        if self._last is not None and self.has_refused:
+            self._last.query = b""
+            self.rowcount = self._last.rowcount
+        self.show_last()
 
     def raise_failed(self) -> None:
         if self.failed is not None:
