@@ -124,7 +124,12 @@ class PipelinedCursor(Cursor):
     # -- fetches
 
     def _answered(self, statement: PipelinedStatement) -> Any:
-        rows = statement.wait_for_rows(self)
+        try:
+            rows = statement.wait_for_rows(self)
+        except psycopg2.ProgrammingError:
+            if self._total is not None and statement.rowcount_is_known:
+                self._total = -1  # as psycopg2, which forgets executemany()'s sum when there is nothing to fetch
+            raise
         if statement.casts is None:
             statement.casts = casts_of(rows, self)
         return rows
