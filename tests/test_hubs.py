@@ -248,7 +248,7 @@ def test_sleep_lets_others_run():
 
 
 def test_current_tells_tasks_apart_and_describe_names_them():
-    tasks = run_all([lambda: (hub().sleep(0.01), hub().current())[1] for _ in range(5)])
+    tasks = run_all([lambda: (hub().sleep(0.2), hub().current())[1] for _ in range(5)])
     assert len(set(tasks)) == 5
     assert hub().current() == hub().current()
     assert isinstance(hub().describe(hub().current()), str)

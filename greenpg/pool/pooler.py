@@ -19,6 +19,7 @@ from ..connection.connect.dsn import checked_dsn
 from ..connection.connection import Connection
 from ..connection.cursor import Cursor
 from ..connection.lazy_begin import execute_alone
+from ..hubs import hub
 from .core import PoolCore
 from .options import for_libpq
 
@@ -28,7 +29,7 @@ NONE, SESSION, TRANSACTION, STATEMENT = "none", "session", "transaction", "state
 
 #: Linux gives no greater process numbers. A pooler makes them up, of 32 bits.
 _GREATEST_PID = 2**22
-_SAME_SERVER_TRIES = 3
+_SAME_SERVER_TRIES, _PAUSE = 6, 0.01
 
 #: What would be kept by the server's session, which is somebody else's a moment later.
 _KEEPS = re.compile(
@@ -133,6 +134,7 @@ def _look_for_pooler(core: PoolCore, conn: Connection | None) -> str:
             if _server_process(second) == _server_process(first):
                 logger.info("pool %r is behind a pooler in transaction mode", core.options.name)
                 return TRANSACTION
+            hub().sleep(_PAUSE)  # it may be late in taking back what a transaction has used
         return SESSION
     finally:
         if second is not None:
