@@ -816,5 +816,8 @@ def test_a_closed_cursor_still_shows_the_last_rows_statement(dsn):
     conn.autocommit = True
     with conn.cursor() as cur:
         cur.executemany("SELECT %s", [(1,), (2,), (3,)])
-    assert (cur.query, cur.statusmessage, cur.rowcount) == (b"SELECT 3", "SELECT 1", 3)
+    for _ in range(2):
+        assert (cur.query, cur.statusmessage, cur.rowcount) == (b"SELECT 3", "SELECT 1", 3)
+        with pytest.raises(psycopg2.InterfaceError):
+            cur.execute("SELECT 4")
     conn.close()

@@ -63,12 +63,16 @@ class PipelinedCursor(Cursor):
             return None
         return pipelined[1]
 
+    def _forget_shown(self) -> None:
+        if not self.closed:  # else psycopg2 refuses the call, and forgets nothing
+            self._pipelined = self._next_sets = self._total = None
+
     def execute(self, query: Query, vars: Params = None, *, prepare: bool | None = None) -> None:
-        self._pipelined = self._next_sets = self._total = None
+        self._forget_shown()
         super().execute(query, vars, prepare=prepare)
 
     def executemany(self, query: Query, vars_list: Iterable[Params], *, returning: bool = False) -> None:
-        self._pipelined = self._next_sets = self._total = None
+        self._forget_shown()
         super().executemany(query, vars_list, returning=returning)
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from ...errors import PipelineAborted, is_interruption
+from ...libpq.pipeline import Rows
 from ..bulk.row_errors import note_row
 from ..deadlines import rollback_deadline
 from ..guarded_connection import GuardedConnection
@@ -24,7 +25,7 @@ from .commands import goes_alone
 from .flow import Flow
 from .pipeline import flow_of, pipeline_of
 from .pipelined_cursor import PipelinedCursor, as_pipelined
-from .statement import PipelinedStatement
+from .statement import NO_RESULTS, PipelinedStatement
 
 logger = logging.getLogger("greenpg.connection")
 
@@ -114,6 +115,11 @@ class _Around(PipelinedStatement):
         if self.has_failed and batch is not None:
             self.query = self._shown_query
             batch.failed = batch.failed or self
+
+    def wait_for_rows(self, cursor: Any) -> Rows:
+        if self.has_failed and self.is_told:  # by executemany(), after which psycopg2's cursor has nothing to fetch
+            raise psycopg2.ProgrammingError(NO_RESULTS)
+        return super().wait_for_rows(cursor)
 
     def _describe(self, error: psycopg2.Error) -> None:
         note_row(error, self._number)
