@@ -210,7 +210,8 @@ class PipelinedCursor(Cursor):
     def scroll(self, value: int, mode: Literal["relative", "absolute"] = "relative") -> None:
         """Move to another row, as psycopg2's. Suspends as `fetchone()` does."""
         statement = self._shown()
-        if statement is None:
+        has_no_rows = statement is not None and statement.rowcount_is_known and statement.rows is None
+        if statement is None or (has_no_rows and self._total is not None):  # executemany()'s: as psycopg2 says
             return _cursor.scroll(self, value, mode)
         rows = self._answered(statement)
         if mode not in ("relative", "absolute"):
