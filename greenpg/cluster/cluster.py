@@ -157,7 +157,7 @@ class Cluster:
         **options: Unpack[TransactionOptions],
     ) -> T | None:
         """`function(conn)` in a transaction, as `ConnectionPool.run()`; with `readonly=True` on a replica. Suspends."""
-        pool: Any = self.replica if options.get("readonly") else self.primary
+        pool = self._reader(bool(options.get("readonly")))
         result: T | None = pool.run(function, attempts=attempts, timeout=timeout, **options)
         return result
 

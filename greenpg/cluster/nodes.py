@@ -9,12 +9,11 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
-from ..connection.connect.credentials import ConnectKwargs, Conninfo
-from ..connection.connect.dsn import checked_dsn
+from ..connection.connect.credentials import ConnectKwargs, Conninfo, Credentials
 from ..connection.connect.route import Host, find_route
 from ..errors import is_interruption
 from ..hubs import hub
-from ..pool.options import NOT_FOR_LIBPQ, for_libpq
+from ..pool.options import NOT_FOR_LIBPQ, dsn_from
 from ..pool.pool import ConnectionPool
 from .tokens import position_of
 
@@ -122,11 +121,7 @@ class PrimaryLog:
 
 def hosts_of(conninfo: Conninfo, kwargs: ConnectKwargs | None) -> list[Host]:
     """The hosts of a connection string; functions that say it are called. ValueError if it can't be for a cluster."""
-    found = conninfo() if callable(conninfo) else conninfo
-    more = kwargs() if callable(kwargs) else kwargs
-    found = found[0] if isinstance(found, tuple) else found
-    more = more[0] if isinstance(more, tuple) else more
-    route = find_route(checked_dsn(found, **for_libpq(more or {})))
+    route = find_route(dsn_from(*Credentials(conninfo, kwargs).get()))
     wanted = route.options.get("target_session_attrs", "any")
     if wanted not in ("any", "read-write", "primary"):
         raise ValueError(f"target_session_attrs={wanted} can't be for a cluster, which has pools for all that")
@@ -137,7 +132,7 @@ def conninfo_for(conninfo: Conninfo, kwargs: ConnectKwargs | None, changes: Mapp
     """`conninfo` and `kwargs` for a pool that connects with these parameters in the place of those."""
 
     def changed(found: str, more: Mapping[str, Any]) -> str:
-        inside = extensions.parse_dsn(checked_dsn(found, **for_libpq(more)))
+        inside = extensions.parse_dsn(dsn_from(found, more))
         for name in ("hostaddr", "load_balance_hosts"):
             if "host" in changes:
                 inside.pop(name, None)

@@ -7,8 +7,8 @@ from typing import Any
 
 from psycopg2 import extensions
 
-_COMMIT = b"COMMIT;\nSELECT pg_catalog.pg_current_wal_insert_lsn()::text"
 _LSN = b"SELECT pg_catalog.pg_current_wal_insert_lsn()::text"
+_COMMIT = b"COMMIT;\n" + _LSN
 _READY = extensions.STATUS_READY
 _execute: Any = extensions.cursor.execute
 _fetchone: Any = extensions.cursor.fetchone

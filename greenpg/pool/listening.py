@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from ..connection.connect.credentials import Credentials
-from ..connection.connect.dsn import checked_dsn
 from ..errors import PoolClosed
 from ..shared.channels import checked_channel, checked_payload
 from ..shared.listener import Listener
@@ -15,7 +14,7 @@ from ..shared.subscription import Subscription
 from .contexts import run_one_shot
 from .core import PoolCore
 from .lifecycle import open_if_needed
-from .options import for_libpq
+from .options import dsn_from
 from .pooler import can_be_servers, find_mode, lends_sessions, refused
 
 _ROWCOUNT = operator.attrgetter("rowcount")
@@ -75,4 +74,4 @@ class Listening:
         credentials, direct = self._core.credentials(), self._core.options.direct_conninfo
         if direct is not None:
             credentials = Credentials(direct, None)
-        return credentials.connect(lambda conninfo, kwargs: connect(checked_dsn(conninfo, **for_libpq(kwargs))))
+        return credentials.connect(lambda conninfo, kwargs: connect(dsn_from(conninfo, kwargs)))

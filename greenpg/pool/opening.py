@@ -14,7 +14,6 @@ from typing import Any
 from psycopg2 import extensions
 
 from ..connection.connect.connecting import connect_as_instrumented
-from ..connection.connect.dsn import checked_dsn
 from ..connection.connect.route import find_route
 from ..connection.connection import Connection
 from ..errors import PoolTimeout, copied, is_interruption
@@ -22,7 +21,7 @@ from ..hubs import hub
 from .core import Opener, PoolCore
 from .failover import note_server, watch_ending
 from .health import IDLE_STATUS, status_name
-from .options import for_libpq
+from .options import dsn_from
 from .pooler import set_up
 from .slot import CLOSED, Slot
 from .tasks import Workers
@@ -252,9 +251,8 @@ def _give_up(core: PoolCore, slot: Slot) -> None:
 def dsn_of(core: PoolCore) -> str:
     """Where a new connection would be made to; functions that say it are called."""
     conninfo, kwargs = core.credentials().get()
-    keywords = for_libpq(kwargs)
-    keywords.pop("total_connect_timeout", None)
-    return checked_dsn(conninfo, **keywords)
+    kwargs.pop("total_connect_timeout", None)
+    return dsn_from(conninfo, kwargs)
 
 
 def _open(opener: Opener, slot: Slot) -> Connection:
@@ -275,7 +273,7 @@ def connect_for(core: PoolCore, slot: Slot) -> Connection:
     options = core.options
 
     def connect(conninfo: str, kwargs: dict[str, Any]) -> tuple[Connection, dict[str, Any]]:
-        dsn = _in_time(checked_dsn(conninfo, **for_libpq(kwargs)))
+        dsn = _in_time(dsn_from(conninfo, kwargs))
         return connect_as_instrumented(dsn, options.connection_class, kwargs.get("cursor_factory")), kwargs
 
     conn, kwargs = core.credentials().connect(connect)

@@ -146,7 +146,12 @@ def check_connecting(conninfo: object, kwargs: object, connection_class: object)
         raise TypeError(f"conninfo must be a string, or a callable that returns one, not {type(conninfo).__name__}")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise TypeError(f"kwargs must be a mapping, or a callable that returns one, not {type(kwargs).__name__}")
-    checked_dsn(conninfo, **for_libpq(kwargs or {}))
+    dsn_from(conninfo, kwargs or {})
+
+
+def dsn_from(conninfo: str, kwargs: Mapping[str, Any]) -> str:
+    """The connection string of a pool's conninfo and kwargs. Raises what `checked_dsn()` and `for_libpq()` raise."""
+    return checked_dsn(conninfo, **for_libpq(kwargs))
 
 
 def for_libpq(kwargs: Mapping[str, Any]) -> dict[str, Any]:

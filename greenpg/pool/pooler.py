@@ -15,13 +15,12 @@ import psycopg2
 from psycopg2 import sql
 
 from ..connection.connect.connecting import connect_as_instrumented
-from ..connection.connect.dsn import checked_dsn
 from ..connection.connection import Connection
 from ..connection.cursor import Cursor
 from ..connection.lazy_begin import execute_alone
 from ..hubs import hub
 from .core import PoolCore
-from .options import for_libpq
+from .options import dsn_from
 
 logger = logging.getLogger("greenpg.pool")
 
@@ -145,7 +144,7 @@ def _look_for_pooler(core: PoolCore, conn: Connection | None) -> str:
 
 def _connect(core: PoolCore) -> Connection:
     def connect(conninfo: str, kwargs: dict[str, Any]) -> Connection:
-        made: Connection = connect_as_instrumented(checked_dsn(conninfo, **for_libpq(kwargs)), Connection, None)
+        made: Connection = connect_as_instrumented(dsn_from(conninfo, kwargs), Connection, None)
         return made
 
     return core.credentials().connect(connect)
