@@ -9,7 +9,7 @@ from ..connection.connection import Connection
 from ..connection.cursor import Cursor
 from ..connection.guarded_cursor import Params, Query
 from ..connection.transaction import TransactionOptions
-from ..pool.contexts import run_repeatedly
+from ..pool.repeating import run_repeatedly
 from .routing import ReadBlock, Routing
 
 if TYPE_CHECKING:

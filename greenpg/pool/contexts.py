@@ -1,20 +1,16 @@
-"""What users do with a pool's connection: `with pool.connection()`, `cursor()`, `transaction()`; single statements;
-functions that are repeated. Classes with slots: generators cost more."""
+"""What users do with a pool's connection: `with pool.connection()`, `cursor()`, `transaction()`; single statements.
+Classes with slots: generators cost more."""
 
 from __future__ import annotations
 
 import logging
-import operator
-import random
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import psycopg2
 import psycopg2.errors
-from psycopg2 import extensions
 
 from ..connection.connection import AnyCursor, Connection
 from ..connection.deadlines import rollback_deadline
@@ -29,27 +25,43 @@ from .lending import lend
 from .multiplex import ELSEWHERE
 from .options import ConnT
 from .pooler import forbid_transactions
-from .returning import READ_ONLY, give_back, note_error, says_server_goes
+from .returning import READ_ONLY, give_back, note_error
 from .slot import Slot
 
 logger = logging.getLogger("greenpg.pool")
 
 T = TypeVar("T")
 
-_REPEATABLE = (psycopg2.errors.SerializationFailure, psycopg2.errors.DeadlockDetected)
-_FETCHONE = operator.methodcaller("fetchone")
-_FIRST_DELAY = 0.005
-_LONGEST_DELAY = 1.0
 
-
-class ConnectionContext(Generic[ConnT]):
-    """Lends a connection for a block: commits at its end, rolls back if it raises, and returns it in any case."""
+class Block:
+    """A block for which something is lent."""
 
     __slots__ = ("_core", "_lent_at", "_slot", "_timeout")
+
+    _lent_at: float
+    _slot: Slot
 
     def __init__(self, core: PoolCore, timeout: float | None) -> None:
         self._core = core
         self._timeout = timeout
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(exc, GeneratorExit):
+            leave_by_task(self._core, self._leave, exc)
+        else:
+            self._leave(exc)
+
+    def _leave(self, exc: BaseException | None) -> object:
+        """Return it, the block having raised that."""
+        raise NotImplementedError
+
+
+class ConnectionContext(Block, Generic[ConnT]):
+    """Lends a connection for a block: commits at its end, rolls back if it raises, and returns it in any case."""
+
+    __slots__ = ()
 
     def __enter__(self) -> ConnT:
         self._slot = slot = lend(self._core, self._timeout)
@@ -69,10 +81,7 @@ class ConnectionContext(Generic[ConnT]):
             ):
                 give_back(self._core, slot, is_at_rest=True)
                 return
-        if isinstance(exc, GeneratorExit):
-            leave_by_task(self._core, self._leave, exc)
-        else:
-            self._leave(exc)
+        super().__exit__(exc_type, exc, traceback)
 
     def _leave(self, exc: BaseException | None) -> None:
         slot = self._slot
@@ -85,10 +94,10 @@ class ConnectionContext(Generic[ConnT]):
             finish(self._core, slot, exc)
 
 
-class CursorContext(Generic[AnyCursor]):
+class CursorContext(Block, Generic[AnyCursor]):
     """Lends a cursor in a transaction of its own: commits at the end, rolls back if the block raises."""
 
-    __slots__ = ("_core", "_cursor", "_cursor_factory", "_lent_at", "_slot", "_timeout")
+    __slots__ = ("_cursor", "_cursor_factory")
 
     _cursor: Any
 
@@ -111,14 +120,6 @@ class CursorContext(Generic[AnyCursor]):
         if not conn.autocommit:
             conn._blocks.append(self)
         return cursor  # type: ignore[return-value]
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if isinstance(exc, GeneratorExit):
-            leave_by_task(self._core, self._leave, exc)
-        else:
-            self._leave(exc)
 
     def _leave(self, exc: BaseException | None) -> None:
         slot = self._slot
@@ -230,76 +231,6 @@ def give_back_noting(core: PoolCore, slot: Slot, is_committed: bool) -> None:
         if is_committed and commit_outcome(error) is None:
             note_commit_outcome(error, COMMITTED)
         raise
-
-
-def run_repeatedly(
-    core: PoolCore,
-    function: Callable[[ConnT], T],
-    attempts: int,
-    make_block: Callable[[], AbstractContextManager[ConnT, bool | None]],
-    is_readonly: bool,
-) -> T | None:
-    """`pool.run()`, in transaction blocks. Between two attempts the connection is free for others."""
-    if attempts < 1:
-        raise ValueError(f"attempts must be at least 1, not {attempts}")
-    delay = _FIRST_DELAY
-    for attempt in range(1, attempts + 1):
-        conn: ConnT | None = None
-        result: T | None = None  # of a block that a Rollback has ended
-        try:
-            with make_block() as conn:
-                result = function(conn)
-            return result
-        except psycopg2.Error as error:
-            if is_interruption(error):
-                raise
-            if commit_outcome(error) == UNKNOWN and _is_committed_after_all(core, error):
-                return result
-            if not _is_undone(error, conn, is_readonly):
-                raise
-            if attempt == attempts:
-                error.args = (f"{str(error).rstrip()} (tried {attempts} times)",)
-                raise
-            logger.info(
-                "pool %r: attempt %d of %d failed: %s", core.options.name, attempt, attempts, type(error).__name__
-            )
-        hub().sleep(delay * random.uniform(0.5, 1.5))
-        delay = min(delay * 2, _LONGEST_DELAY)
-    raise AssertionError("unreachable")
-
-
-def _is_undone(error: psycopg2.Error, conn: extensions.connection | None, is_readonly: bool) -> bool:
-    """Whether the whole transaction is certainly undone, for a reason that the next attempt may not meet."""
-    if isinstance(error, _REPEATABLE):
-        return True
-    if conn is None or (commit_outcome(error) in (COMMITTED, UNKNOWN) and not is_readonly):
-        return False
-    if error.pgcode == READ_ONLY:
-        return not is_readonly
-    if error.pgcode is None:
-        return bool(conn.closed) and isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
-    return says_server_goes(error.pgcode)
-
-
-def _is_committed_after_all(core: PoolCore, error: psycopg2.Error) -> bool:
-    """Settle a COMMIT in doubt, if it can be."""
-    try:
-        return commit_outcome(error, _Asking(core)) == COMMITTED
-    except psycopg2.Error as failure:
-        if is_interruption(failure):
-            raise
-        logger.warning("pool %r: a COMMIT in doubt couldn't be settled: %s", core.options.name, failure)
-        return False
-
-
-class _Asking:
-    """The pool, for `commit_outcome()`."""
-
-    def __init__(self, core: PoolCore) -> None:
-        self._core = core
-
-    def fetchone(self, query: str, vars: Params = None) -> Any:
-        return run_one_shot(self._core, query, vars, _FETCHONE, None, None)
 
 
 def run_one_shot(

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from ..connection.connection import Connection
 from ..connection.pipeline.pipeline import Pipeline
 from ..connection.transaction import end_transaction
-from .contexts import finish, give_back_noting, leave_by_task
-from .core import PoolCore
+from .contexts import Block, finish, give_back_noting
 from .lending import lend
 from .returning import give_back
-from .slot import Slot
 
 
-class PipelineContext:
+class PipelineContext(Block):
     """Lends a connection in a pipeline: commits at the end of the block, rolls back if it raises."""
 
-    __slots__ = ("_core", "_lent_at", "_pipeline", "_slot", "_timeout")
-
-    def __init__(self, core: PoolCore, timeout: float | None) -> None:
-        self._core = core
-        self._timeout = timeout
+    __slots__ = ("_pipeline",)
 
     def __enter__(self) -> Pipeline[Connection]:
-        self._slot: Slot = lend(self._core, self._timeout)
-        slot = self._slot
+        self._slot = slot = lend(self._core, self._timeout)
         self._lent_at = slot.lent_at
         conn = slot.conn
         try:
@@ -37,14 +28,6 @@ class PipelineContext:
         if not conn.autocommit:
             conn._blocks.append(self)
         return pipeline
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if isinstance(exc, GeneratorExit):
-            leave_by_task(self._core, self._leave, exc)
-        else:
-            self._leave(exc)
 
     def _leave(self, exc: BaseException | None) -> None:
         slot, core, pipeline = self._slot, self._core, self._pipeline

@@ -20,11 +20,12 @@ from ..connection.guarded_cursor import Params, Query, Row
 from ..connection.transaction import TransactionOptions
 from ..hubs import hub
 from ..shared.subscription import Subscription
-from .contexts import ConnectionContext, CursorContext, TransactionContext, first_value, run_one_shot, run_repeatedly
+from .contexts import ConnectionContext, CursorContext, TransactionContext, first_value, run_one_shot
 from .lending import lend
 from .managed import ManagedPool
 from .options import ConnT
 from .pipelining import PipelineContext
+from .repeating import run_repeatedly
 from .returning import give_back, not_ours, take_back_from_ended
 from .slot import Slot
 from .stream import Stream
