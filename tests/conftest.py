@@ -99,6 +99,14 @@ def conn(dsn):
 
 
 @pytest.fixture
+def item(conn):
+    """The connection has a table for the test: `item (id, name)`."""
+    with conn.cursor() as cur:
+        cur.execute("CREATE TEMP TABLE item (id int UNIQUE, name text)")
+    conn.commit()
+
+
+@pytest.fixture
 def admin(dsn):
     """An autocommit connection to look at the server with."""
     import greenpg

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from psycopg2 import extensions
 
 import greenpg
 from greenpg.driver import driver_status
@@ -82,6 +83,15 @@ def wait_until(condition, timeout=10.0):
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout} s: {condition}"
         hub().sleep(0.005)
+
+
+def psycopg2s_executemany(cur, query, rows):
+    """psycopg2's own executemany()."""
+    cur.connection._gate.call = "executemany"
+    try:
+        extensions.cursor.executemany(cur, query, rows)
+    finally:
+        cur.connection._gate.call = None
 
 
 def statements_running(admin):

@@ -28,6 +28,7 @@ IDLE, ACTIVE, INTRANS, INERROR = (
     extensions.TRANSACTION_STATUS_INTRANS,
     extensions.TRANSACTION_STATUS_INERROR,
 )
+pytestmark = pytest.mark.usefixtures("item")
 # In the select list, generate_series doesn't make its rows beforehand.
 ENDLESS = "COPY (SELECT generate_series(1, 100000000), repeat('x', 100)) TO STDOUT"
 
@@ -36,14 +37,6 @@ ENDLESS = "COPY (SELECT generate_series(1, 100000000), repeat('x', 100)) TO STDO
 def time_to_end(monkeypatch):
     """What was sent of an endless COPY has to be read before the connection can be kept."""
     monkeypatch.setattr(greenpg.Connection, "interruption_grace", 10.0)
-
-
-@pytest.fixture
-def conn(conn):
-    with conn.cursor() as cur:
-        cur.execute("CREATE TEMP TABLE item (id int UNIQUE, name text)")
-    conn.commit()
-    return conn
 
 
 @pytest.fixture

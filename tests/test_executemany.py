@@ -10,7 +10,7 @@ import psycopg2
 import psycopg2.errors
 import psycopg2.extras
 import pytest
-from kit import Killed, Task, is_waiting, run_all, wait_until
+from kit import Killed, Task, is_waiting, psycopg2s_executemany, run_all, wait_until
 from psycopg2 import _psycopg, extensions, sql
 
 import greenpg
@@ -26,14 +26,7 @@ IDLE, ACTIVE, INTRANS, INERROR = (
     extensions.TRANSACTION_STATUS_INERROR,
 )
 INSERT = "INSERT INTO item (id, name) VALUES (%s, %s)"
-
-
-@pytest.fixture
-def conn(conn):
-    with conn.cursor() as cur:
-        cur.execute("CREATE TEMP TABLE item (id int UNIQUE, name text)")
-    conn.commit()
-    return conn
+pytestmark = pytest.mark.usefixtures("item")
 
 
 @pytest.fixture
@@ -44,15 +37,6 @@ def cur(conn):
 @pytest.fixture
 def small_pages(monkeypatch):
     monkeypatch.setattr(executemany, "PAGE_ROWS", 7)
-
-
-def psycopg2s(cur, query, rows):
-    """psycopg2's own executemany()."""
-    cur.connection._gate.call = "executemany"
-    try:
-        extensions.cursor.executemany(cur, query, rows)
-    finally:
-        cur.connection._gate.call = None
 
 
 def numbered(count, start=0):
@@ -72,7 +56,7 @@ def test_as_psycopg2(conn, cur, small_pages, count, kind):
     assert content(cur) == numbered(count)
     conn.rollback()
     other = conn.cursor()
-    psycopg2s(other, INSERT, numbered(count))
+    psycopg2s_executemany(other, INSERT, numbered(count))
     assert found == (other.rowcount, other.statusmessage, other.query, other.description)
     conn.rollback()
     assert content(cur) == []
@@ -118,7 +102,7 @@ def test_statements_of_other_kinds(conn, cur, small_pages, query):
         cur.fetchall()
     conn.rollback()
     other = conn.cursor()
-    psycopg2s(other, query, rows)
+    psycopg2s_executemany(other, query, rows)
     assert found == (other.rowcount, other.statusmessage, other.description)
 
 
@@ -189,7 +173,7 @@ def test_errors(conn, small_pages, kind, place):
         assert content(cur) == []
         return caught.value, shown
 
-    own, shown_by_psycopg2 = fail(psycopg2s)
+    own, shown_by_psycopg2 = fail(psycopg2s_executemany)
     ours, shown = fail(lambda cur, query, rows: cur.executemany(query, rows))
     assert shown == shown_by_psycopg2
     assert ours.row_index == place
@@ -591,7 +575,7 @@ def test_a_rule_that_adds_rows_to_a_result(conn, cur):
         cur.execute("CREATE RULE tell AS ON INSERT TO public.ruled DO ALSO SELECT 'told' AS a, NEW.id")
         cur.executemany("INSERT INTO public.ruled VALUES (%s)", [(n,) for n in range(30)])
         found = cur.rowcount
-        psycopg2s(cur, "INSERT INTO public.ruled VALUES (%s)", [(n,) for n in range(30)])
+        psycopg2s_executemany(cur, "INSERT INTO public.ruled VALUES (%s)", [(n,) for n in range(30)])
         assert found == extensions.cursor.rowcount.__get__(cur)
     finally:
         conn.rollback()

@@ -7,7 +7,7 @@ import psycopg2.errors
 import psycopg2.extras
 import pytest
 from counting import RoundTripCounter
-from kit import Killed, Task, is_waiting, statements_running, usable, wait_until
+from kit import Killed, Task, is_waiting, psycopg2s_executemany, statements_running, usable, wait_until
 from psycopg2 import extensions
 
 import greenpg
@@ -24,15 +24,6 @@ def conn(conn):
     conn.commit()
     conn.autocommit = True
     return conn
-
-
-def psycopg2s(cur, query, rows):
-    """psycopg2's own executemany()."""
-    cur.connection._gate.call = "executemany"
-    try:
-        extensions.cursor.executemany(cur, query, rows)
-    finally:
-        cur.connection._gate.call = None
 
 
 def outcome(conn, call, query, rows):
@@ -80,7 +71,7 @@ ROWS = [
 def test_as_psycopg2_in_autocommit(conn, query, rows, kind):
     if "made" in query:
         rows = [(extensions.AsIs(row[0]),) for row in rows]
-    expected = outcome(conn, psycopg2s, query, rows)
+    expected = outcome(conn, psycopg2s_executemany, query, rows)
     if "made" in query:
         conn.execute("DROP TABLE made_1, made_2, made_3")
     assert outcome(conn, executemany, query, kind(rows)) == expected
@@ -266,4 +257,4 @@ def test_deadline(conn, returning):
 def test_random(conn, seed):
     rng = random.Random(seed)
     rows = [(rng.randrange(30), rng.choice(["a", "b;c", None])) for _ in range(rng.randrange(12))]
-    assert outcome(conn, executemany, INSERT, rows) == outcome(conn, psycopg2s, INSERT, rows)
+    assert outcome(conn, executemany, INSERT, rows) == outcome(conn, psycopg2s_executemany, INSERT, rows)

@@ -22,16 +22,8 @@ from greenpg.hubs import hub
 
 green_only = pytest.mark.only_hub("gevent", "eventlet")
 IDLE, ACTIVE, INTRANS, INERROR = range(4)
-pytestmark = needs_riding
+pytestmark = [needs_riding, pytest.mark.usefixtures("item")]
 READY, BEGIN = extensions.STATUS_READY, extensions.STATUS_BEGIN
-
-
-@pytest.fixture
-def conn(conn):
-    with conn.cursor() as cur:
-        cur.execute("CREATE TEMP TABLE item (id int UNIQUE, name text)")
-    conn.commit()
-    return conn
 
 
 def ids(conn):
