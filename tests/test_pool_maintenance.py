@@ -274,9 +274,8 @@ def test_connection_that_another_task_uses_is_not_taken_back(make_pool, caplog):
 
 def test_returning_in_another_task_is_fine(make_pool, caplog):
     pool = make_pool(min_size=1)
-    passed_on = []
+    passed_on, returned = [], []
     spawn_native(lambda: passed_on.append(pool.getconn()) or wait_until(lambda: returned))
-    returned = []
     wait_until(lambda: passed_on)
     pool.putconn(passed_on[0])
     returned.append(True)
