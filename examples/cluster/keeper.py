@@ -1,7 +1,7 @@
-"""Starts the cluster's programs, and ends them all when its parent wants it, or is gone: nothing outlives the parent.
+"""Starts the cluster's programs, and ends all of them when its parent wants it, or is gone: nothing outlives it.
 
-One JSON object a line on stdin: `{"argv": [...], "log": path, "user": [uid, gid] or null, "environment": {...}}`. One on
-stdout: `{"pid": 1}` or `{"error": "..."}`. The end of stdin, or of the parent, is the end of everything.
+One JSON object a line on stdin: `{"argv": [...], "log": path, "user": [uid, gid] or null, "environment": {...}}`. One
+on stdout: `{"pid": 1}` or `{"error": "..."}`. The end of stdin, or of the parent, is the end of everything.
 
     python keeper.py PARENT_PID DIRECTORY     # the directory is deleted at the end
 """
