@@ -37,6 +37,7 @@ global
     maxconn 1000
 defaults
     mode tcp
+    retries 0
     timeout connect 5s
     timeout client 1h
     timeout server 1h
@@ -110,7 +111,7 @@ class PatroniCluster:
         self._binaries = installing.usable_postgresql(self.directory)
         self._patroni = installing.usable_patroni(self.directory)
         progress("etcd")
-        self._etcd = self._start_etcd()
+        self._start_etcd()
         self.nodes = [Node(f"pg{number}", self._folder(f"pg{number}")) for number in range(1, self._count + 1)]
         for node in self.nodes:
             node.haproxy = self._spawn(node.directory, installing.program("haproxy"), "-db", "-f", self._cable(node))
@@ -147,16 +148,16 @@ class PatroniCluster:
 
     def leader(self) -> Node | None:
         """The node that has been elected, as etcd knows; None while there is none."""
-        name = self._ask_etcd("leader").get("leader")
+        name = ask_etcd(self.etcd_port, "leader").get("leader")
         return next((node for node in self.nodes if node.name == name), None)
 
     def synchronous(self) -> str | None:
         """The name of the node whose confirmation each COMMIT waits for."""
-        return json.loads(self._ask_etcd("sync").get("sync") or "{}").get("sync_standby")
+        return json.loads(ask_etcd(self.etcd_port, "sync").get("sync") or "{}").get("sync_standby")
 
     def members(self) -> dict[str, dict[str, Any]]:
         """What Patroni says of each node that it knows: "role", "state", "replication_state", "timeline" ..."""
-        known = self._ask_etcd("members/")
+        known = ask_etcd(self.etcd_port, "members/")
         return {name.removeprefix("members/"): json.loads(text) for name, text in known.items()}
 
     def is_whole(self) -> bool:
@@ -260,7 +261,7 @@ class PatroniCluster:
             raise RuntimeError(f"{argv[0]} doesn't start: {reply['error']}")
         return int(reply["pid"])
 
-    def _start_etcd(self) -> int:
+    def _start_etcd(self) -> None:
         folder = self._folder("etcd")
         client, peer = free_ports(2)
         options = {
@@ -275,29 +276,18 @@ class PatroniCluster:
             "election-timeout": 2500,
         }
         self._spawn(folder, installing.program("etcd"), *(f"--{name}={value}" for name, value in options.items()))
-        self._etcd = client
+        self.etcd_port = client
         self.wait_for(self._etcd_answers, 30)
-        return client
 
     def _etcd_answers(self) -> bool:
         with contextlib.suppress(OSError):
-            self._ask_etcd("")
+            ask_etcd(self.etcd_port, "")
             return True
         return False
 
-    def _ask_etcd(self, what: str) -> dict[str, str]:
-        """The keys that begin so, below the cluster's own, with their values."""
-        first = f"/service/{SCOPE}/{what}".encode()
-        interval = {"key": first, "range_end": first[:-1] + bytes([first[-1] + 1])}
-        question = json.dumps({name: base64.b64encode(value).decode() for name, value in interval.items()}).encode()
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._etcd}/v3/kv/range", question, timeout=5) as answer:
-            found = json.load(answer).get("kvs", [])
-        decoded = [[base64.b64decode(pair.get(part, "")).decode() for part in ("key", "value")] for pair in found]
-        return {key.removeprefix(f"/service/{SCOPE}/"): value for key, value in decoded}
-
     def _cable(self, node: Node) -> Path:
         ways = [("postgres", node.port, node.postgres), ("rest", node.rest_port, node.rest)]
-        ways.append(("etcd", node.etcd_port, self._etcd))
+        ways.append(("etcd", node.etcd_port, self.etcd_port))
         lines = [f"listen {name}\n    bind 127.0.0.1:{port}\n    server s 127.0.0.1:{to}\n" for name, port, to in ways]
         path = node.directory / "haproxy.cfg"
         path.write_text(_HAPROXY + "".join(lines))
@@ -351,6 +341,17 @@ class PatroniCluster:
                 "authentication": {"superuser": {"username": "postgres"}, "replication": {"username": "postgres"}},
             },
         }
+
+
+def ask_etcd(port: int, what: str) -> dict[str, str]:
+    """The keys that begin so, below the cluster's own, with their values."""
+    first = f"/service/{SCOPE}/{what}".encode()
+    interval = {"key": first, "range_end": first[:-1] + bytes([first[-1] + 1])}
+    question = json.dumps({name: base64.b64encode(value).decode() for name, value in interval.items()}).encode()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v3/kv/range", question, timeout=5) as answer:
+        found = json.load(answer).get("kvs", [])
+    decoded = [[base64.b64decode(pair.get(part, "")).decode() for part in ("key", "value")] for pair in found]
+    return {key.removeprefix(f"/service/{SCOPE}/"): value for key, value in decoded}
 
 
 def free_ports(count: int) -> list[int]:
