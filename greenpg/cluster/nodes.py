@@ -136,7 +136,10 @@ def conninfo_for(conninfo: Conninfo, kwargs: ConnectKwargs | None, changes: Mapp
         for name in ("hostaddr", "load_balance_hosts"):
             if "host" in changes:
                 inside.pop(name, None)
-        return str(extensions.make_dsn(**{"connect_timeout": _CONNECT_TIMEOUT, **inside, **changes}))
+        parameters = {**inside, **changes}
+        if "," not in parameters.get("host", "") + parameters.get("hostaddr", ""):  # several have one by default
+            parameters.setdefault("connect_timeout", _CONNECT_TIMEOUT)
+        return str(extensions.make_dsn(**parameters))
 
     if callable(kwargs):
         raise ValueError("kwargs can't be a function here: let conninfo be one")
