@@ -129,7 +129,9 @@ def serve(listener: socket.socket, nodes: int) -> None:
     patroni = PatroniCluster(nodes)
     try:
         patroni.start(lambda what: print(f"Starting {what} ...", flush=True))
-        with greenpg.Cluster(patroni.dsn, max_size=8, interval=0.5, statement_deadline=2.0) as cluster:
+        # While there is no primary, who writes waits for one, up to 60 s.
+        options = {"max_size": 8, "statement_deadline": 2.0, "timeout": 60, "refused_after": 60}
+        with greenpg.Cluster(patroni.dsn, interval=0.5, **options) as cluster:
             load = Load(patroni, cluster)
             load.start()
             server = WSGIServer(listener, Demo(patroni, load), log=None)

@@ -47,7 +47,8 @@ class Load:
     def start(self) -> None:
         """Make the table, and begin."""
         self._cluster.run(self._make_table)
-        tasks = [(self._write, number) for number in range(WRITERS)] + [(self._read,)] * READERS
+        token = self._cluster.token  # passed on, for a replica may not know the table yet
+        tasks = [(self._write, number) for number in range(WRITERS)] + [(self._read, token)] * READERS
         self._tasks = [gevent.spawn(*task) for task in [*tasks, (self._tick,), (self._look,)]]
 
     def stop(self) -> None:
@@ -115,7 +116,8 @@ class Load:
         if found < told:
             self._count("stale")
 
-    def _read(self) -> None:
+    def _read(self, token: str | None) -> None:
+        self._cluster.token = token
         while True:
             try:
                 _, port = self._cluster.fetchone("SELECT sum(n), inet_server_port() FROM tally", readonly=True)
@@ -146,12 +148,11 @@ class Load:
                 self._members = self._patroni.members()
             except OSError:
                 leader = None
-            name = leader and leader.name
+            name = leader.name if leader else None
             if name != self._leader:
-                if name and self._leader is not None:
-                    self._elected_at = time.monotonic()
+                self._elected_at = time.monotonic() if name else None
                 self.note(f"Patroni: {name} is elected" if name else "Patroni: there is no leader")
-                self._leader = name or ""
+                self._leader = name
             for node, found in self._seen():
                 if self._roles.get(node.name, found["role"]) != found["role"]:
                     self.note(f"greenpg: {node.name} is {found['role'] or 'out'}")
