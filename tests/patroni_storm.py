@@ -1,6 +1,6 @@
 """A real Patroni cluster with synchronous replication, whose primary fails in each way under 100 greenlets that write.
 
-    python tests/patroni_storm.py [ROUNDS [WAY ...]]        # 5, and all of WAYS; about a minute each
+    python tests/patroni_storm.py [--rounds 5] [--client pool|cluster] [WAY ...]        # a minute for each round
 
 What was acknowledged must be there, what was reported as rolled back must not, and each COMMIT in doubt is settled
 rightly. It needs what `python examples/cluster/installing.py` asks for.
@@ -8,6 +8,7 @@ rightly. It needs what `python examples/cluster/installing.py` asks for.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -17,7 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "cluster"))
 
-#: Power is lost; PostgreSQL crashes; Patroni is asked for another primary; the network's cable is pulled; all stands still.
+#: Power is lost; PostgreSQL crashes; Patroni is asked for another primary; the network's cable is pulled; all its
+#: processes are stopped.
 WAYS = ["kill", "crash", "switch_over", "cut", "freeze"]
 MOST = 20  # connections
 WATCH = "watch"
@@ -26,18 +28,20 @@ WATCH = "watch"
 class Round:
     """One failure, and what came of it."""
 
-    def __init__(self, cluster, way, tasks=100, seconds=3.0):
+    def __init__(self, cluster, way, client="pool", tasks=100, seconds=3.0):
         import greenpg
 
         self.cluster, self.way, self._tasks, self._seconds = cluster, way, tasks, seconds
         self.acknowledged, self.undone, self.doubts, self.successes = [], [], [], []
-        self.pool = greenpg.ConnectionPool(
-            f"{cluster.dsn} target_session_attrs=read-write",
-            min_size=10,
-            max_size=MOST,
-            timeout=60,
-            statement_deadline=1.0,
-        )
+        options = {"min_size": 10, "max_size": MOST, "timeout": 60, "statement_deadline": 1.0}
+        if client == "cluster":
+            self._client = greenpg.Cluster(cluster.dsn, **options)
+            self._client.open()
+            self.pool = self._client.primary
+        else:
+            self._client = self.pool = greenpg.ConnectionPool(
+                f"{cluster.dsn} target_session_attrs=read-write", **options
+            )
         self._numbers = iter(range(100_000_000))
         self._is_over = False
 
@@ -69,11 +73,12 @@ class Round:
         faults = self._judge() + [f"{old_ones} connections to the old primary"] * bool(old_ones)
         self.cluster.wait_for(self.cluster.is_whole, 180)
         faults += self._slots()
-        self.pool.close()
+        self._client.close()
         print(
-            f"{self.way}: {len(self.acknowledged)} acknowledged, {len(self.undone)} undone, {len(self.doubts)} in doubt "
-            f"({self.committed} committed); elected after {elected - began:.2f} s, takes writes {writable - elected:.2f} s "
-            f"later, first success {self.gap:.2f} s after that; {'; '.join(faults) or 'nothing lost'}",
+            f"{self.way}: {len(self.acknowledged)} acknowledged, {len(self.undone)} undone, "
+            f"{len(self.doubts)} in doubt ({self.committed} committed); elected after {elected - began:.2f} s, "
+            f"takes writes {writable - elected:.2f} s later, first success {self.gap:.2f} s after that; "
+            f"{'; '.join(faults) or 'nothing lost'}",
             flush=True,
         )
         return bool(faults)
@@ -159,6 +164,11 @@ def watch(etcd_port, others):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="of each way (default: %(default)s)")
+    parser.add_argument("--client", choices=["pool", "cluster"], default="pool", help="default: %(default)s")
+    parser.add_argument("ways", nargs="*", metavar="WAY", help=f"of {', '.join(WAYS)} (default: all)")
+    options = parser.parse_args()
     from gevent import monkey
 
     monkey.patch_all()
@@ -172,14 +182,13 @@ def main():
     from installing import Missing
     from patroni_cluster import PatroniCluster
 
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     is_bad = False
     try:
         with PatroniCluster(nodes=2) as cluster:
-            for way in sys.argv[2:] or WAYS:
+            for way in options.ways or WAYS:
                 done = []
-                for _ in range(rounds):
-                    done.append(Round(cluster, way))
+                for _ in range(options.rounds):
+                    done.append(Round(cluster, way, options.client))
                     is_bad |= done[-1].run()
                 gaps = [round.gap for round in done]
                 print(f"{way}: first success {statistics.median(gaps):.2f} s (median), {max(gaps):.2f} s (longest)\n")

@@ -21,7 +21,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,10 @@ from load import Load
 from patroni_cluster import Node, PatroniCluster
 
 PAGE = Path(__file__).with_name("page.html").read_bytes()
-TICK = 0.5  # seconds between two messages to the page
 
 
 class Demo:
-    """The page, its stream of states, and what its buttons do."""
+    """The page, its state, and what its buttons do."""
 
     def __init__(self, patroni: PatroniCluster, load: Load) -> None:
         self._patroni = patroni
@@ -55,9 +54,8 @@ class Demo:
         path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
         if path == "/" and method == "GET":
             return answer(start_response, "200 OK", "text/html; charset=utf-8", PAGE)
-        if path == "/events" and method == "GET":
-            start_response("200 OK", [("Content-Type", "text/event-stream"), ("Cache-Control", "no-store")])
-            return self._events()
+        if path == "/state" and method == "GET":
+            return answer(start_response, "200 OK", "application/json", json.dumps(self._load.state()).encode())
         if path.startswith("/do/") and method == "POST":
             if environ.get("HTTP_X_DEMO") != "1":  # which a page from elsewhere can't send
                 return answer(start_response, "403 Forbidden", "text/plain", b"this isn't the demo's own page\n")
@@ -85,11 +83,6 @@ class Demo:
             raise RuntimeError(f"{node.name} is {node.fault or 'running'}")
         self._load.note(text.format(node.name), is_fault=action != "bring_back")
         do(node)
-
-    def _events(self) -> Iterator[bytes]:
-        while True:
-            yield f"data: {json.dumps(self._load.state())}\n\n".encode()
-            gevent.sleep(TICK)
 
 
 def answer(start_response: Callable[..., object], status: str, content_type: str, body: bytes) -> list[bytes]:
@@ -136,7 +129,7 @@ def serve(listener: socket.socket, nodes: int) -> None:
             load.start()
             server = WSGIServer(listener, Demo(patroni, load), log=None)
             server.start()
-            print(f"The cluster is at http://127.0.0.1:{listener.getsockname()[1]}/ (Ctrl-C ends it)", flush=True)
+            print(f"The demo listens on http://127.0.0.1:{listener.getsockname()[1]}/ (Ctrl-C ends it)", flush=True)
             try:
                 Event().wait()  # until a signal comes
             finally:
