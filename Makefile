@@ -13,7 +13,7 @@ PORT ?= 8000
 PIP := PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK) $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-separate slow-tests test-latest $(HUBS:%=test-%) extras lowest-extras lowest check docs docs-serve dist bench lock clean \
+.PHONY: help demo demo-cluster patroni-storm test test-quick test-separate slow-tests test-latest $(HUBS:%=test-%) extras lowest-extras lowest check docs docs-serve dist bench lock clean \
     psycopg2-suite sqlalchemy-suite compat-suites django-suite
 
 help:  ## what there is to make
@@ -21,6 +21,13 @@ help:  ## what there is to make
 
 demo: $(VENV)/demo  ## a web app on a PostgreSQL of its own, at http://127.0.0.1:8000 (PORT=... for another port)
 	@$(BIN)/greenpg demo --port $(PORT)
+
+demo-cluster: $(VENV)/demo  ## a Patroni cluster, and a page where you kill its primary (needs etcd and haproxy)
+	@exec $(BIN)/python examples/cluster/demo.py --port $(PORT)
+
+patroni-storm: $(VENV)/demo  ## the primary of a Patroni cluster fails in 5 ways, 5 times each (20 minutes; not a part of `make test`)
+	$(BIN)/python examples/cluster/installing.py
+	timeout 3600 $(BIN)/python tests/patroni_storm.py
 
 test: $(VENV)/test  ## the tests on all three hubs, with a PostgreSQL of their own (PYTHON=python3.13 for another Python)
 	@$(BIN)/python tools/test_hubs.py "$(HUBS:threads=threads/each threads/once)" -q
