@@ -112,8 +112,9 @@ class Slot:
         #: Code and line that called getconn(), and what makes the hub forget that the task's end is of interest.
         self.taken_at: tuple[CodeType, int] | None = None
         self.forget_holder: Callable[[], object] | None = None
-        #: What psycopg2 keeps of the session for each new borrower, and what it kept before `configure`.
+        #: What psycopg2 keeps of the session for each new borrower.
         self.settings: SessionSettings = None  # type: ignore[assignment]
+        #: Where sessions are reset: what it kept, and what was attached, before `configure`.
         self.bare_settings: SessionSettings = None  # type: ignore[assignment]
         self.bare_attachments: Attachments = None  # type: ignore[assignment]
         #: The connection's lists of messages, unless its `_has_altered_settings`: a property takes longer to ask.
@@ -130,10 +131,10 @@ class Slot:
         """An attempt to connect begins."""
         self.generation = generation
 
-    def note_settings(self, conn: Connection, is_bare: bool) -> None:
-        """What each borrower is to find; at first, before the pool's `configure`, what a session reset goes back to."""
+    def note_settings(self, conn: Connection, for_reset: bool = False) -> None:
+        """What each borrower is to find; `for_reset`, before the pool's `configure`: and what a session reset goes back to."""
         self.settings = conn._settings()
-        if is_bare:
+        if for_reset:
             self.bare_settings = self.settings
             self.bare_attachments = conn._attachments()
         self.notices, self.notifies = conn.notices, conn.notifies
