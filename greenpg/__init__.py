@@ -30,6 +30,7 @@ from .connection.tracing import TraceEvent, Tracer
 from .connection.transaction import Rollback, Transaction
 from .connection.wait_callback import wait
 from .errors import ListenerClosed, PoolClosed, PoolTimeout, TooManyRequests, WaitTimeout
+from .pool.leased.connection import LeasedConnection
 from .pool.null_pool import NullConnectionPool
 from .pool.pool import ConnectionPool
 from .pool.registry import close_pools, forget_pool, get_pool
@@ -50,6 +51,7 @@ __all__ = [
     "ConnectionPool",
     "Cursor",
     "Gap",
+    "LeasedConnection",
     "Listener",
     "ListenerClosed",
     "NullConnectionPool",
