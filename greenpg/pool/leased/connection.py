@@ -143,14 +143,14 @@ class LeasedConnection(Psycopg2Connection):
         """`with conn.transaction():` as `Connection.transaction()`; a connection is leased from its beginning to its
         end. Suspends."""
         options: TransactionOptions = {
+            "savepoint_name": savepoint_name,
+            "force_rollback": force_rollback,
             "isolation_level": isolation_level,
             "readonly": readonly,
             "deferrable": deferrable,
             "settle": settle,
         }
-        return LeasedBlock(
-            self._lease, "transaction", lambda conn: conn.transaction(savepoint_name, force_rollback, **options)
-        )
+        return LeasedBlock(self._lease, "transaction", lambda conn: conn.transaction(**options))
 
     def pipeline(self) -> LeasedBlock[Pipeline[Connection]]:
         """`with conn.pipeline() as p:` as `Connection.pipeline()`; a connection is leased from its beginning to its
@@ -195,8 +195,8 @@ class LeasedConnection(Psycopg2Connection):
                 self._lease.unstick()
 
     def sticky(self) -> LeasedBlock[Connection]:
-        """`with conn.sticky() as real:` one and the same connection for the block, which is reset afterwards: for what a
-        session keeps and this object doesn't see. `real` is a `greenpg.Connection`. Suspends."""
+        """`with conn.sticky() as real:` one and the same connection for the block, which is reset afterwards: for what
+        a session keeps and this object doesn't see. `real` is a `greenpg.Connection`. Suspends."""
         return LeasedBlock(self._lease, "sticky", lambda conn: Session(self._lease, conn))
 
     # -- the end
@@ -215,5 +215,5 @@ class LeasedConnection(Psycopg2Connection):
             lease.abandon()
 
     def __repr__(self) -> str:
-        leased = "none" if self._lease.conn is None else f"of server process {self.info.backend_pid}"
-        return f"<LeasedConnection object at {id(self):#x}; pool: {self._pool.name!r}, leased: {leased}, closed: {self.closed}>"
+        has = f"server process {self.info.backend_pid}" if self.is_leased else "nothing"
+        return f"<LeasedConnection of pool {self._pool.name!r} at {id(self):#x}; has {has}, closed: {self.closed}>"

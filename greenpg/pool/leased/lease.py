@@ -13,26 +13,21 @@ from types import FrameType
 from typing import Any
 
 import psycopg2
-from psycopg2 import extensions
 
 from ...connection.connection import Connection
-from ...connection.deadlines import DeadlineBlock
-from ...errors import COMMITTED, ConnectionInUse, commit_outcome, is_interruption, note_commit_outcome
+from ...errors import COMMITTED, ConnectionInUse, commit_outcome, note_commit_outcome
 from ...hubs import hub
 from ..contexts import give_back_noting
 from ..core import PoolCore
 from ..health import IDLE_STATUS, LOST, READY
 from ..lending import lend
-from ..pooler import find_mode, lends_sessions
-from ..returning import give_back, note_error, reset_session, take_back_from_ended
+from ..returning import give_back, note_error, take_back_from_ended
 from ..slot import Slot
 from .kept import Kept
 from .settings import Overrides, apply
 
 logger = logging.getLogger("greenpg.pool")
 
-#: Seconds that taking back the state of a session may take.
-_RESET_TIMEOUT = 10.0
 #: Of this package's modules.
 _OURS = "greenpg."
 
@@ -215,10 +210,9 @@ class Lease:
             needs_reset = self.needs_reset or bool(self.holders)
             self.needs_reset = self.is_stuck = False
             self.holders.clear()
-            if needs_reset and not slot.conn.closed:
-                _reset_and_give_back_soon(self._core, slot)
-            else:
-                give_back_noting(self._core, slot, is_committed)
+            if needs_reset:
+                slot.want_reset()
+            give_back_noting(self._core, slot, is_committed)
 
     def _lost(self) -> None:
         """Somebody has closed the connection past us, or taken it away: its user's task has ended, or the process is
@@ -335,61 +329,12 @@ def is_at_rest(conn: Connection) -> bool:
     )
 
 
-# -- the session's state
-
-
 def _give_back_abandoned(core: PoolCore, slot: Slot, lent_at: float, needs_reset: bool) -> None:
     if slot.lent_at != lent_at:
         return
     try:
-        if needs_reset and not slot.conn.closed:
-            _reset_and_give_back(core, slot, lent_at)
-        else:
-            give_back(core, slot)
+        if needs_reset:
+            slot.want_reset()
+        give_back(core, slot)
     except Exception as error:
         logger.warning("pool %r: giving back an abandoned connection failed: %s", core.options.name, error)
-
-
-def _reset_and_give_back_soon(core: PoolCore, slot: Slot) -> None:
-    """By a task of its own: it's none of the borrower's business, and he may be killed."""
-    if slot.forget_holder is not None:
-        slot.forget_holder()
-        slot.watch_end(None)
-    try:
-        hub().spawn(_reset_and_give_back, core, slot, slot.lent_at)
-    except BaseException:
-        slot.condemn()
-        give_back(core, slot)
-        raise
-
-
-def _reset_and_give_back(core: PoolCore, slot: Slot, lent_at: float) -> None:
-    """The session as it is for each borrower; if that can't be had, another connection in its place."""
-    conn = slot.conn
-    try:
-        with DeadlineBlock(conn._gate, _RESET_TIMEOUT):
-            _end_transaction(conn)
-            conn._put_back(slot.bare_settings, slot.bare_attachments)
-            if lends_sessions(find_mode(core, conn)):
-                reset_session(conn)
-        if core.options.configure is not None:
-            core.options.configure(conn)
-    except BaseException as error:
-        slot.condemn()
-        if is_interruption(error) or not isinstance(error, Exception):
-            raise
-        logger.warning("pool %r: resetting a leased session failed: %s", core.options.name, error)
-    finally:
-        if slot.lent_at == lent_at:
-            give_back(core, slot)
-
-
-def _end_transaction(conn: Connection) -> None:
-    if conn._is_entered:
-        conn.__exit__(GeneratorExit, None, None)
-    conn._blocks.clear()
-    if conn.get_transaction_status() != IDLE_STATUS and conn._driver_status == extensions.STATUS_READY:
-        with conn.cursor() as cur:
-            cur.execute("ROLLBACK")
-    elif conn._driver_status != READY:
-        conn.rollback()

@@ -46,9 +46,9 @@ _KEEPS = re.compile(
 )
 
 
-def leaves_state(query: str | bytes, tag: str | None) -> bool:
-    """Whether the statement has left something in the session, if the server gave it that tag; None or "": it has
-    failed, and may have taken an advisory lock all the same."""
+def leaves_state(query: str | bytes, tag: str) -> bool:
+    """Whether the statement has left something in the session, if the server gave it that tag; "": it has failed, and
+    may have taken an advisory lock all the same."""
     if tag in _TAGS:
         return True
     text = query.encode() if isinstance(query, str) else query
