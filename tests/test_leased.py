@@ -205,7 +205,7 @@ def test_a_cursor_class_of_the_programs_own(auto):
 def test_rows_that_cannot_be_read_raise_when_they_are_read(auto):
     cur = auto.execute("SELECT d FROM (VALUES ('2000-01-01'::date), ('5874897-01-01')) AS t (d)")
     assert cur.fetchone()[0].year == 2000
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="out of range"):
         cur.fetchone()
     cur.execute("SELECT 1")
     assert cur.fetchone() == (1,)
@@ -242,7 +242,7 @@ def test_named_cursors_have_the_connection_until_the_end_of_the_transaction(pool
     cur = leased.cursor("named")
     cur.itersize = 2
     cur.execute("SELECT generate_series(1, 5)")
-    assert cur.fetchone() == (1,) and [row for row in cur] == [(2,), (3,), (4,), (5,)]
+    assert cur.fetchone() == (1,) and list(cur) == [(2,), (3,), (4,), (5,)]
     leased.commit()
     assert lent(pool) == 0
     with pytest.raises(psycopg2.ProgrammingError, match="isn't valid anymore"):
@@ -279,7 +279,7 @@ def test_settings_are_applied_to_each_lease_and_taken_back(pool, leased):
     leased.set_session(isolation_level="default", readonly=False)
     assert leased.isolation_level is None
     for wrong in ({"isolation_level": "x"}, {"isolation_level": 9}, {"readonly": "x"}):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="isolation_level|string accepted"):
             leased.set_session(**wrong)
     leased.execute("SELECT 1")
     with pytest.raises(psycopg2.ProgrammingError):
@@ -531,9 +531,8 @@ def test_no_connection_to_be_had(make_pool):
         assert errors.safe_to_retry(info.value)
     assert conn.execute("SELECT 1").fetchone() == (1,)
     conn.close()
-    for wrong, error in (("postgresql://", TypeError), (None, TypeError)):
-        with pytest.raises(error, match="ConnectionPool"):
-            greenpg.LeasedConnection(wrong)
+    with pytest.raises(TypeError, match="ConnectionPool"):
+        greenpg.LeasedConnection("postgresql://")
     with pytest.raises(ValueError, match="timeout"):
         greenpg.LeasedConnection(pool, timeout=-1)
 
