@@ -31,6 +31,7 @@ from .connection.transaction import Rollback, Transaction
 from .connection.wait_callback import wait
 from .errors import ListenerClosed, PoolClosed, PoolTimeout, TooManyRequests, WaitTimeout
 from .pool.leased.connection import LeasedConnection
+from .pool.leased.cursor import LeasedCursor
 from .pool.null_pool import NullConnectionPool
 from .pool.pool import ConnectionPool
 from .pool.registry import close_pools, forget_pool, get_pool
@@ -52,6 +53,7 @@ __all__ = [
     "Cursor",
     "Gap",
     "LeasedConnection",
+    "LeasedCursor",
     "Listener",
     "ListenerClosed",
     "NullConnectionPool",
