@@ -442,10 +442,20 @@ def leased(pool: ConnectionPool) -> None:
     cur = assert_type(conn.execute("SELECT %s", (1,), prepare=False), LeasedCursor)
     cur.execute("SELECT 1")
     cur.fetchone()
+    cur.arraysize, cur.itersize, cur.tzinfo_factory, cur.row_factory = 10, 100, None, None
+    assert cur.mogrify("SELECT %s", (1,)) == b"SELECT 1" and cur.scrollable is None
+    cur.setinputsizes(())
+    cur.setoutputsize(1)
+    assert_type([cur.rowcount, cur.rownumber, cur.lastrowid], "list[int]")
+    assert cur.description is not None and cur.description[0].name == "?column?"
     assert_type(conn.is_leased, bool)
+    assert_type([conn.get_transaction_status(), conn.info.transaction_status], "list[int]")
+    assert_type([conn.isexecuting(), conn.is_stuck], "list[bool]")
+    assert_type(conn.encoding, str)
     conn.commit()
     conn.autocommit = True
-    assert_type(conn.autocommit, bool)
+    cur.executemany("SELECT %s", [(1,)], returning=True)
+    assert cur.nextset() is None
     with conn, conn.cursor("named", withhold=True) as named:
         named.execute("SELECT 1")
     with conn.transaction(readonly=True) as transaction:
@@ -455,7 +465,6 @@ def leased(pool: ConnectionPool) -> None:
     with conn.sticky() as real:
         assert_type(real, Connection)
     conn.stick()
-    assert_type(conn.is_stuck, bool)
     conn.unstick()
     assert_type(conn.closed, int)
     assert_type(conn.get_backend_pid(), int)
@@ -464,7 +473,9 @@ def leased(pool: ConnectionPool) -> None:
     assert_type(conn.protocol_version + conn.server_version + conn.async_ + conn.poll(), int)
     assert conn.pool is pool
     errors = (conn.Error, conn.DatabaseError, conn.DataError, conn.OperationalError, conn.IntegrityError)
-    with contextlib.suppress(*errors, conn.InterfaceError, conn.InternalError, conn.NotSupportedError, conn.Warning):
+    with contextlib.suppress(
+        *errors, conn.ProgrammingError, conn.InterfaceError, conn.InternalError, conn.NotSupportedError, conn.Warning
+    ):
         conn.fileno()
     conn.close()
 

@@ -149,10 +149,10 @@ class LeasedCursor(FetchingCursor):
         self._real = None
 
     def setinputsizes(self, sizes: Any) -> None:
-        """Does nothing, as psycopg2's."""
+        """Does nothing, as psycopg2's. Doesn't suspend."""
 
     def setoutputsize(self, size: int, column: int | None = None) -> None:
-        """Does nothing, as psycopg2's."""
+        """Does nothing, as psycopg2's. Doesn't suspend."""
 
     def __enter__(self: T) -> T:
         return self

@@ -123,7 +123,7 @@ class FetchingCursor:
         if self._connection.closed:
             raise psycopg2.InterfaceError("connection already closed")
 
-    def keep_rows(self) -> None:
+    def _keep_rows(self) -> None:
         """The lease is going to end: take what the cursor below has. Suspends now and then if that is much."""
         real = self._live()
         if real is None or self._name is not None:

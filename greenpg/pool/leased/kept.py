@@ -14,7 +14,7 @@ _MOST_NOTICES = 50
 class KeepsRows(Protocol):
     """A cursor."""
 
-    def keep_rows(self) -> None:
+    def _keep_rows(self) -> None:
         """Take what the cursor below has."""
 
 
@@ -47,7 +47,7 @@ class Kept:
         cursors = list(self._cursors)
         self._cursors.clear()
         for cursor in cursors:
-            cursor.keep_rows()
+            cursor._keep_rows()
 
     def forget_rows(self) -> None:
         """Nobody will read them."""

@@ -151,9 +151,9 @@ class Psycopg2Connection:
         return conn is not None and bool(conn.isexecuting())
 
     @property
-    def info(self) -> LeasedInfo:
-        """What libpq knows of the connection that is leased, or that was last."""
-        return LeasedInfo(self._lease)
+    def info(self) -> extensions.ConnectionInfo:
+        """What libpq knows of the connection that is leased, or that was last: see `LeasedInfo`."""
+        return LeasedInfo(self._lease)  # type: ignore[return-value]  # it has all of its attributes
 
     @property
     def notices(self) -> list[str]:
