@@ -71,6 +71,14 @@ def block_port(block):
 # -- who serves what
 
 
+def test_several_hosts_have_their_own_timeouts(make_cluster, pair):
+    """Where nothing is said of it: so a host that was silent holds the primary's pool up for a second only."""
+    cluster = make_cluster()
+    assert "connect_timeout" not in cluster.primary.conninfo
+    assert all("connect_timeout=3" in node.pool.conninfo for node in cluster._topology.nodes)
+    assert "connect_timeout=7" in make_cluster(pair.dsn(connect_timeout=7)).primary.conninfo
+
+
 def test_writes_go_to_the_primary_and_reads_to_a_replica(make_cluster, pair):
     cluster = make_cluster()
     assert port(cluster) == port(cluster.primary) == pair.primary.port

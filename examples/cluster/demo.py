@@ -101,12 +101,14 @@ def main() -> None:
         gevent.signal_handler(number, gevent.kill, main_greenlet, KeyboardInterrupt)
     gevent.spawn(end_with, parent, main_greenlet)
     try:
-        with socket.create_server(("127.0.0.1", options.port), backlog=100) as listener:
+        listener = socket.create_server(("127.0.0.1", options.port), backlog=100)
+    except OSError as error:
+        sys.exit(f"can't listen on port {options.port}: {error.strerror}. Choose another one with --port")
+    try:
+        with listener:
             serve(listener, options.nodes)
     except installing.Missing as missing:
         sys.exit(str(missing))
-    except OSError as error:
-        sys.exit(f"can't listen on port {options.port}: {error.strerror}. Choose another one with --port")
     except KeyboardInterrupt:
         pass
 

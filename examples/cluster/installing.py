@@ -75,9 +75,10 @@ def what_is_missing() -> str | None:
     try:
         if not sys.platform.startswith("linux"):
             raise Missing("the cluster's keeper needs Linux")
-        program("etcd"), program("haproxy"), postgresql(), interpreter()
+        program("etcd"), program("haproxy"), postgresql()
         if not (PATRONI / "patroni").is_dir():
             raise Missing(f"the cluster needs Patroni: {sys.executable} {Path(__file__).absolute()}")
+        interpreter()
     except Missing as missing:
         return str(missing)
     return None
