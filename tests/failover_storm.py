@@ -3,7 +3,7 @@ there, what was reported as rolled back must not, and each COMMIT in doubt is se
 
     python tests/failover_storm.py [ROUNDS [crash|frozen]]
 
-Promoting is this program's; on a real cluster it would be Patroni's.
+Promoting is this program's; patroni_storm.py has a real cluster, where it's Patroni's.
 """
 
 from __future__ import annotations
