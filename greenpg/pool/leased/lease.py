@@ -15,7 +15,7 @@ from typing import Any
 import psycopg2
 
 from ...connection.connection import Connection
-from ...errors import COMMITTED, ConnectionInUse, commit_outcome, note_commit_outcome
+from ...errors import COMMITTED, ConnectionInUse, commit_outcome, is_interruption, note_commit_outcome
 from ...hubs import hub
 from ..contexts import give_back_noting
 from ..core import PoolCore
@@ -294,7 +294,10 @@ class Lease:
             slot.conn.close()  # which throws that task out; it gives the slot back
         else:
             self.blocks = 0
-            self._return(slot, is_committed=False)
+            try:
+                _roll_back_quietly(slot.conn)
+            finally:
+                self._return(slot, is_committed=False)
 
     def abandon(self) -> None:
         """Nobody has it any more. For finalizers: doesn't suspend."""
@@ -327,6 +330,17 @@ def is_at_rest(conn: Connection) -> bool:
         and not conn._is_entered
         and conn._gate.queue is None
     )
+
+
+def _roll_back_quietly(conn: Connection) -> None:
+    """The program's own transaction, as psycopg2's `close()` does; anything else the pool ends, with a warning."""
+    if conn._driver_status != READY and not (conn.closed or conn._blocks or conn._is_entered):
+        try:
+            conn.rollback()
+        except psycopg2.Error as error:
+            if is_interruption(error):
+                raise
+            logger.debug("rolling back %s: %s", conn, error)
 
 
 def _give_back_abandoned(core: PoolCore, slot: Slot, lent_at: float, needs_reset: bool) -> None:
