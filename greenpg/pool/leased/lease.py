@@ -6,7 +6,6 @@ transaction, no block, no state of the session's. Whoever is killed, in whatever
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -15,18 +14,17 @@ from typing import Any
 import psycopg2
 
 from ...connection.connection import Connection
-from ...errors import COMMITTED, ConnectionInUse, commit_outcome, is_interruption, note_commit_outcome
+from ...errors import COMMITTED, ConnectionInUse, commit_outcome, note_commit_outcome
 from ...hubs import hub
 from ..contexts import give_back_noting
 from ..core import PoolCore
-from ..health import IDLE_STATUS, LOST, READY
+from ..health import LOST
 from ..lending import lend
 from ..returning import give_back, note_error, take_back_from_ended
 from ..slot import Slot
+from .ending import give_back_abandoned, is_at_rest, roll_back_quietly
 from .kept import Kept
 from .settings import Overrides, apply
-
-logger = logging.getLogger("greenpg.pool")
 
 #: Of this package's modules.
 _OURS = "greenpg."
@@ -180,7 +178,7 @@ class Lease:
             self._lost()
         elif conn.closed:
             if not (self._is_fresh and conn.autocommit and not self.is_held):
-                self.closed = LOST
+                self._lost()
             self._return(slot, is_committed)
         elif self.is_held or not is_at_rest(conn):
             if conn.notices or conn.notifies:
@@ -215,10 +213,10 @@ class Lease:
             give_back_noting(self._core, slot, is_committed)
 
     def _lost(self) -> None:
-        """Somebody has closed the connection past us, or taken it away: its user's task has ended, or the process is
-        another one."""
+        """With all that was in it: by the server or the network, or because somebody has closed the connection past us,
+        or taken it away: its user's task has ended, or the process is another one."""
         self._slot = None
-        self.closed = LOST
+        self.closed = self.closed or LOST
 
     def _watch(self, slot: Slot) -> None:
         """From now on the program could forget it: if the task ends, the pool takes it back."""
@@ -266,8 +264,17 @@ class Lease:
         assert self._looked is not None
         return getattr(self._looked.settings, name)
 
+    def ask(self, call: str, function: Callable[[Connection], Any]) -> Any:
+        """What the function finds out from a connection: the one there is, or one that is leased for the moment.
+        Suspends in that last case."""
+        conn = self.conn
+        if conn is not None:
+            return function(conn)
+        with self.calling(call) as conn:
+            return function(conn)
+
     def look(self, call: str) -> Connection:
-        """A connection of the pool that may be asked what it keeps on this side: the one there is, or the last one, or
+        """A connection of the pool that may be asked what never changes: the one there is, or the last one, or
         one that is leased for the moment. Suspends in that last case."""
         if self.conn is not None:
             return self.conn
@@ -295,7 +302,7 @@ class Lease:
         else:
             self.blocks = 0
             try:
-                _roll_back_quietly(slot.conn)
+                roll_back_quietly(slot.conn)
             finally:
                 self._return(slot, is_committed=False)
 
@@ -303,7 +310,7 @@ class Lease:
         """Nobody has it any more. For finalizers: doesn't suspend."""
         slot = self.set_aside()
         if slot is not None and not sys.is_finalizing():
-            hub().spawn(_give_back_abandoned, self._core, slot, self._lent_at, self.needs_reset or bool(self.holders))
+            hub().spawn(give_back_abandoned, self._core, slot, self._lent_at, self.needs_reset or bool(self.holders))
 
 
 class _Call:
@@ -319,36 +326,3 @@ class _Call:
 
     def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
         self._lease.leave(exc, self._commits)
-
-
-def is_at_rest(conn: Connection) -> bool:
-    """No transaction is open, nor a block."""
-    return (
-        conn._driver_status == READY
-        and conn.get_transaction_status() == IDLE_STATUS
-        and not conn._blocks
-        and not conn._is_entered
-        and conn._gate.queue is None
-    )
-
-
-def _roll_back_quietly(conn: Connection) -> None:
-    """The program's own transaction, as psycopg2's `close()` does; anything else the pool ends, with a warning."""
-    if conn._driver_status != READY and not (conn.closed or conn._blocks or conn._is_entered):
-        try:
-            conn.rollback()
-        except psycopg2.Error as error:
-            if is_interruption(error):
-                raise
-            logger.debug("rolling back %s: %s", conn, error)
-
-
-def _give_back_abandoned(core: PoolCore, slot: Slot, lent_at: float, needs_reset: bool) -> None:
-    if slot.lent_at != lent_at:
-        return
-    try:
-        if needs_reset:
-            slot.want_reset()
-        give_back(core, slot)
-    except Exception as error:
-        logger.warning("pool %r: giving back an abandoned connection failed: %s", core.options.name, error)

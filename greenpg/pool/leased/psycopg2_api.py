@@ -9,6 +9,7 @@ from psycopg2 import extensions
 from psycopg2.extensions import Notify, Xid
 
 from ...connection.guarded_connection import Characteristic, IsolationLevel
+from ...connection.wait_notify import take_oldest
 from ..health import IDLE_STATUS, READY
 from .info import LeasedInfo
 from .kept import Kept
@@ -193,8 +194,8 @@ class Psycopg2Connection:
     async_ = 0
 
     def get_parameter_status(self, parameter: str) -> str | None:
-        """As psycopg2's, of the connection that is leased, or that was last. Suspends if none has been."""
-        value: str | None = self._lease.look("get_parameter_status").get_parameter_status(parameter)
+        """As psycopg2's. Suspends while no connection is leased, until one is."""
+        value: str | None = self._lease.ask("get_parameter_status", lambda conn: conn.get_parameter_status(parameter))
         return value
 
     def get_dsn_parameters(self) -> dict[str, str]:
@@ -220,8 +221,7 @@ class Psycopg2Connection:
     def wait_notify(self, timeout: float | None = None) -> Notify | None:
         """As `Connection.wait_notify()`: after LISTEN, or `stick()`. Suspends."""
         if self._kept.notifies:
-            oldest: Notify = self._kept.notifies.pop(0)
-            return oldest
+            return take_oldest(self._kept.notifies)
         if not self._lease.is_held:
             raise psycopg2.ProgrammingError("wait_notify() would wait in vain: execute LISTEN first")
         found: Notify | None = self._call("wait_notify", timeout)
