@@ -195,27 +195,29 @@ def _clean_or_replace(core: PoolCore, slot: Slot) -> None:
             core.note_rest()
 
 
+def _note_bad(core: PoolCore, conn: Connection, reason: str) -> None:
+    core.stats.returns_bad += 1
+    core.note_eviction(conn, reason)
+
+
 def _clean(core: PoolCore, slot: Slot) -> bool:
     conn, options = slot.conn, core.options
     status = conn.info.transaction_status
     if core.is_closed:
         return False
     if conn._gate.owner is not None and not isinstance(conn._gate.owner, Occupant):
-        core.stats.returns_bad += 1
         logger.warning("pool %r: closing connection returned while a task was waiting in it: %s", options.name, conn)
-        core.note_eviction(conn, "it was returned while a task was waiting in it")
+        _note_bad(core, conn, "it was returned while a task was waiting in it")
         return False
     if status == extensions.TRANSACTION_STATUS_UNKNOWN:
-        core.stats.returns_bad += 1
         logger.warning("pool %r: discarding closed connection: %s", options.name, conn)
-        core.note_eviction(conn, "it was closed")
+        _note_bad(core, conn, "it was closed")
         if conn.closed == LOST:
             core.suspect_all()
         return False
     if status == extensions.TRANSACTION_STATUS_ACTIVE:
-        core.stats.returns_bad += 1
         logger.warning("pool %r: closing connection returned while a statement was running: %s", options.name, conn)
-        core.note_eviction(conn, "it was returned while a statement was running")
+        _note_bad(core, conn, "it was returned while a statement was running")
         return False
     try:
         with DeadlineBlock(conn._gate, ROLLBACK_TIMEOUT):
@@ -233,7 +235,7 @@ def _clean(core: PoolCore, slot: Slot) -> bool:
         if is_interruption(error):
             raise
         logger.warning("pool %r: rollback failed: %s. Discarding connection %s", options.name, error, conn)
-        core.note_eviction(conn, f"its rollback failed: {describe(error)}")
+        _note_bad(core, conn, f"its rollback failed: {describe(error)}")
         return False
     needs_reset = slot.needs_reset
     slot.was_reset()
@@ -273,7 +275,7 @@ def _reset(core: PoolCore, conn: Connection, needs_reset: bool) -> bool:
         if is_interruption(error):
             raise
         logger.warning("pool %r: error resetting connection: %s", options.name, error)
-        core.note_eviction(conn, f"its reset failed: {describe(error)}")
+        _note_bad(core, conn, f"its reset failed: {describe(error)}")
         return False
     status = conn.info.transaction_status
     if status != IDLE_STATUS:
@@ -283,6 +285,7 @@ def _reset(core: PoolCore, conn: Connection, needs_reset: bool) -> bool:
             status_name(status),
             options.reset,
         )
+        _note_bad(core, conn, "its reset left a transaction open")
         return False
     return True
 
