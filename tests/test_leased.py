@@ -289,6 +289,17 @@ def test_settings_are_applied_to_each_lease_and_taken_back(pool, leased):
     assert leased.autocommit
 
 
+def test_a_setting_that_a_rollback_takes_back_is_not_left_to_the_next_borrower(make_pool):
+    pool = make_pool(min_size=1, max_size=1, timeout=5, kwargs={"autocommit": True})
+    conn = greenpg.LeasedConnection(pool)
+    conn.readonly = True
+    conn.execute("BEGIN")
+    conn.readonly = None  # psycopg2 tells the server, which forgets it in the rollback
+    conn.execute("ROLLBACK")
+    assert not conn.is_leased
+    assert pool.fetchval("SHOW default_transaction_read_only") == "off"
+
+
 def test_the_client_encoding(pool, auto):
     auto.set_client_encoding("latin-1")
     assert auto.encoding == "LATIN1"

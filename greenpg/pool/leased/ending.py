@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from types import CodeType, FrameType
 
 import psycopg2
 
@@ -14,6 +16,9 @@ from ..returning import give_back
 from ..slot import Slot
 
 logger = logging.getLogger("greenpg.pool")
+
+#: This package's modules.
+_OURS = "greenpg."
 
 
 def is_at_rest(conn: Connection) -> bool:
@@ -48,3 +53,11 @@ def give_back_abandoned(core: PoolCore, slot: Slot, lent_at: float, needs_reset:
         give_back(core, slot)
     except Exception as error:
         logger.warning("pool %r: giving back an abandoned connection failed: %s", core.options.name, error)
+
+
+def users_place() -> tuple[CodeType, int] | None:
+    """The code and line that has called greenpg."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(_OURS):
+        frame = frame.f_back
+    return frame and (frame.f_code, frame.f_lineno)

@@ -127,7 +127,7 @@ class FetchingCursor:
         """Something was to be executed. If it was refused before, what there was is still to be seen."""
         if self._name is not None or self._real is None:
             return
-        if self._real.query is not None:
+        if self._real.statusmessage is not None:
             self._results, self._at = [], 0
         elif self._results:
             self._lease_number = 0.0

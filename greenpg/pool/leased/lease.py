@@ -6,9 +6,9 @@ transaction, no block, no state of the session's. Whoever is killed, in whatever
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import psycopg2
@@ -20,14 +20,13 @@ from ..contexts import give_back_noting
 from ..core import PoolCore
 from ..health import LOST
 from ..lending import lend
-from ..returning import give_back, note_error, take_back_from_ended
+from ..returning import give_back, note_error
 from ..slot import Slot
-from .ending import give_back_abandoned, is_at_rest, roll_back_quietly
+from .ending import give_back_abandoned, is_at_rest, roll_back_quietly, users_place
 from .kept import Kept
 from .settings import Overrides, apply
 
-#: Of this package's modules.
-_OURS = "greenpg."
+logger = logging.getLogger("greenpg.pool")
 
 
 class Lease:
@@ -39,6 +38,7 @@ class Lease:
         "_is_fresh",
         "_is_watched",
         "_kept",
+        "_last_user",
         "_lend",
         "_lent_at",
         "_looked",
@@ -64,6 +64,8 @@ class Lease:
         self._mutex = hub().mutex()
         self._user: object | None = None
         self._depth = 0
+        #: The hash of the task that was inside last: itself it would be kept alive.
+        self._last_user: int | None = None
         #: It was taken by the call that is under way.
         self._is_fresh = False
         self._is_watched = False
@@ -89,13 +91,8 @@ class Lease:
 
         Raises `ConnectionInUse` if another task is inside, and what `pool.getconn()` raises.
         """
-        task = self._core.current_task()
-        with self._mutex:
-            if self._user is None:
-                self._user = task
-            elif self._user != task:
-                raise ConnectionInUse(call, hub().describe(self._user))
-            self._depth += 1
+        if not self._claim():
+            raise ConnectionInUse(call, hub().describe(self._user or self._core.current_task()))
         try:
             if self.closed:
                 raise psycopg2.InterfaceError("connection already closed")
@@ -126,6 +123,18 @@ class Lease:
         """`with lease.calling("commit", commits=True) as conn:` enters and leaves."""
         return _Call(self, call, commits)
 
+    def _claim(self) -> bool:
+        """The running task goes in, unless another one is inside."""
+        task = self._core.current_task()
+        with self._mutex:
+            if self._user is None:
+                self._user = task
+                self._last_user = hash(task)
+            elif self._user != task:
+                return False
+            self._depth += 1
+        return True
+
     def _step_out(self) -> None:
         self._depth -= 1
         if not self._depth:
@@ -142,11 +151,6 @@ class Lease:
     def number(self) -> float:
         """Another one for each lease; 0: there is none."""
         return self._lent_at if self._slot is not None else 0.0
-
-    @property
-    def is_used_by_another(self) -> bool:
-        """A task is inside, and not the running one."""
-        return self._user is not None and self._user != self._core.current_task()
 
     def lend_by(self, lend_slot: Callable[[], Slot]) -> None:
         """Instead of by the pool itself. Before the first lease."""
@@ -219,17 +223,34 @@ class Lease:
         self.closed = self.closed or LOST
 
     def _watch(self, slot: Slot) -> None:
-        """From now on the program could forget it: if the task ends, the pool takes it back."""
+        """From now on the program could forget it: if the task ends, it goes back."""
         self._is_watched = True
-        if slot.forget_holder is not None:
+        slot.taken_at = users_place()
+        task, lent_at = self._core.current_task(), self._lent_at
+
+        def ended() -> None:  # in the hub
+            slot.watch_end(None)
+            if self._last_user == hash(task):  # else another task goes on with it
+                hub().spawn(self._take_back, slot, lent_at, slot.describe_holder())
+
+        slot.watch_end(hub().on_end(task, ended))
+
+    def _take_back(self, slot: Slot, lent_at: float, holder: str) -> None:
+        if not self._claim():
             return
-        core, lent_at = self._core, self._lent_at
-        slot.conn._gate.forget_user()
-        frame: FrameType | None = sys._getframe()
-        while frame is not None and frame.f_globals.get("__name__", "").startswith(_OURS):
-            frame = frame.f_back
-        slot.taken_at = frame and (frame.f_code, frame.f_lineno)
-        slot.watch_end(hub().on_end(core.current_task(), lambda: take_back_from_ended(core, slot, lent_at)))
+        try:
+            if slot is not self._slot or slot.lent_at != lent_at:
+                return
+            self._core.note_leak(slot.conn, f"{holder} ended without ending its transaction")
+            self.closed = self.closed or LOST
+            self._return(slot, is_committed=False)
+        finally:
+            self._step_out()
+        logger.warning(
+            "pool %r: %s ended in the middle of a transaction, or a session, of its LeasedConnection: it is taken back",
+            self._core.options.name,
+            holder,
+        )
 
     # -- by hand
 
@@ -294,17 +315,23 @@ class Lease:
         if self.closed == 1:
             return
         self.closed = 1
-        slot = self._slot
-        if slot is None or slot.lent_at != self._lent_at:
-            self._slot = None
-        elif self.is_used_by_another:
-            slot.conn.close()  # which throws that task out; it gives the slot back
-        else:
+        if not self._claim():
+            conn = self.conn
+            if conn is not None:
+                conn.close()  # which throws the other task out; that gives the slot back
+            return
+        try:
+            slot = self._slot
+            if slot is None or slot.lent_at != self._lent_at:
+                self._slot = None
+                return
             self.blocks = 0
             try:
                 roll_back_quietly(slot.conn)
             finally:
                 self._return(slot, is_committed=False)
+        finally:
+            self._step_out()
 
     def abandon(self) -> None:
         """Nobody has it any more. For finalizers: doesn't suspend."""
