@@ -289,6 +289,17 @@ def test_settings_are_applied_to_each_lease_and_taken_back(pool, leased):
     assert leased.autocommit
 
 
+def test_a_setting_that_a_rollback_takes_back_is_not_left_to_the_next_borrower(make_pool):
+    pool = make_pool(min_size=1, max_size=1, timeout=5, kwargs={"autocommit": True})
+    conn = greenpg.LeasedConnection(pool)
+    conn.readonly = True
+    conn.execute("BEGIN")
+    conn.readonly = None  # psycopg2 tells the server, which forgets it in the rollback
+    conn.execute("ROLLBACK")
+    assert not conn.is_leased
+    assert pool.fetchval("SHOW default_transaction_read_only") == "off"
+
+
 def test_the_client_encoding(pool, auto):
     auto.set_client_encoding("latin-1")
     assert auto.encoding == "LATIN1"
@@ -476,9 +487,10 @@ def test_mogrify_and_prepared(pool, auto):
 # -- the end, and what goes wrong
 
 
-def test_close(pool, leased):
+def test_close(pool, leased, caplog):
     cur = leased.execute("SELECT 1")
     leased.close()
+    assert not caplog.records  # psycopg2's own rolls back without a word, too
     leased.close()
     assert leased.closed == 1 and cur.closed and lent(pool) == 0
     for use in (leased.commit, leased.cursor, lambda: cur.execute("SELECT 1"), cur.fetchone, leased.__enter__):
@@ -658,3 +670,178 @@ def test_kills_at_any_point_cost_nothing(make_pool):
         "read committed",
     )
     assert pool.get_stats()["pool_size"] <= 3
+
+
+# -- as psycopg2's own, in ordinary use
+
+
+class Ordinary:
+    """One connection's side of random programs; what can be seen after each step is compared."""
+
+    def __init__(self, conn, table):
+        self.conn = conn
+        self.table = table
+        self.cursors = [conn.cursor(), conn.cursor(cursor_factory=psycopg2.extras.DictCursor)]
+
+    def do(self, step, number, argument):
+        cur = self.cursors[number]
+        try:
+            value = getattr(self, step)(cur, argument)
+        except psycopg2.Error as error:
+            value = type(error).__mro__[0].__name__, error.pgcode
+        except (StopIteration, IndexError, ValueError) as error:
+            value = type(error).__name__
+        return value, self.see()
+
+    def see(self):
+        conn = self.conn
+        seen = [conn.closed, conn.status, conn.get_transaction_status(), conn.autocommit, conn.isolation_level]
+        seen += [conn.readonly, conn.encoding, len(conn.notices)]
+        for cur in self.cursors:
+            query = cur.query and cur.query.replace(self.table.encode(), b"TABLE")
+            seen += [cur.rowcount, cur.statusmessage, query, cur.rownumber, cur.closed, cur.description is None]
+            seen.append(cur.description and [column[:2] for column in cur.description])
+        return seen
+
+    def select(self, cur, argument):
+        return cur.execute("SELECT n, 'x' AS x FROM generate_series(1, %s) AS n", (argument,))
+
+    def insert(self, cur, argument):
+        return cur.execute(f"INSERT INTO {self.table} VALUES (%s, 'v') RETURNING id", (argument,))
+
+    def update(self, cur, argument):
+        return cur.execute(f"UPDATE {self.table} SET v = 'temp' WHERE id < %(id)s", {"id": argument})
+
+    def count(self, cur, argument):
+        cur.execute(f"SELECT count(*), sum(id)::int FROM {self.table}")
+        return tuple(cur.fetchone())
+
+    def many(self, cur, argument):
+        return cur.executemany(f"INSERT INTO {self.table} VALUES (%s, 'm')", [(argument,), (argument + 10,)])
+
+    def values(self, cur, argument):
+        rows = [(argument + n, "e") for n in range(3)]
+        return psycopg2.extras.execute_values(cur, f"INSERT INTO {self.table} VALUES %s RETURNING id", rows, fetch=True)
+
+    def fail(self, cur, argument):
+        return cur.execute("SELECT 1/%s", (argument % 2,))
+
+    def notice(self, cur, argument):
+        return cur.execute("DO $$ BEGIN RAISE NOTICE 'n'; END $$")
+
+    def nothing(self, cur, argument):
+        return cur.execute("")
+
+    def fetchone(self, cur, argument):
+        row = cur.fetchone()
+        return row and tuple(row)
+
+    def fetchmany(self, cur, argument):
+        return [tuple(row) for row in cur.fetchmany(argument % 4)]
+
+    def fetchall(self, cur, argument):
+        return [tuple(row) for row in cur.fetchall()]
+
+    def next(self, cur, argument):
+        return tuple(next(cur))
+
+    def scroll(self, cur, argument):
+        if cur.description is not None:
+            cur.scroll(argument % 2)  # not back to rows that were read before the lease ended
+
+    def commit(self, cur, argument):
+        return self.conn.commit()
+
+    def rollback(self, cur, argument):
+        return self.conn.rollback()
+
+    def begin(self, cur, argument):
+        return cur.execute("BEGIN")
+
+    def end(self, cur, argument):
+        return cur.execute("COMMIT")
+
+    def savepoint(self, cur, argument):
+        return cur.execute("SAVEPOINT s")
+
+    def back(self, cur, argument):
+        return cur.execute("ROLLBACK TO s")
+
+    def block(self, cur, argument):
+        with self.conn:
+            self.insert(cur, argument)
+            if argument % 3 == 0:
+                raise IndexError
+
+    def autocommit(self, cur, argument):
+        # psycopg2 forgets to tell the server of what was set before it.
+        self.conn.set_session("default", "default", "default")
+        self.conn.autocommit = bool(argument % 2)
+
+    def isolation(self, cur, argument):
+        self.conn.set_session(isolation_level=[None, "SERIALIZABLE", "DEFAULT"][argument % 3])
+
+    def readonly(self, cur, argument):
+        self.conn.readonly = [None, False, True][argument % 3]
+
+    def local(self, cur, argument):
+        return cur.execute("SET LOCAL work_mem = '5MB'")
+
+    def show(self, cur, argument):
+        cur.execute("SELECT current_setting('work_mem'), current_setting('transaction_isolation')")
+        return tuple(cur.fetchone())
+
+    def copy(self, cur, argument):
+        return cur.copy_from(io.StringIO(f"{argument + 50}\tc\n"), self.table)
+
+    def copied(self, cur, argument):
+        cur.copy_expert(f"COPY (SELECT id FROM {self.table} ORDER BY id) TO STDOUT", file := io.StringIO())
+        return file.getvalue()
+
+    def call(self, cur, argument):
+        cur.callproc("int4larger", (argument, 3))
+        return tuple(cur.fetchone())
+
+    def named(self, cur, argument):
+        with self.conn.cursor("named") as named:
+            named.execute("SELECT generate_series(1, 5)")
+            return named.fetchmany(2), list(named)
+
+    def held(self, cur, argument):
+        with self.conn.cursor("held", withhold=True) as held:
+            held.execute("SELECT generate_series(1, 5)")
+            return held.fetchmany(2), list(held)
+
+    def rolled_back(self, cur, argument):
+        with self.conn.cursor() as other:
+            other.execute("SELECT 1")
+        self.conn.rollback()
+        return cur.fetchone() is None
+
+    def again(self, cur, argument):
+        number = self.cursors.index(cur)
+        cur.close()
+        self.cursors[number] = self.conn.cursor()
+
+
+STEPS = [name for name in vars(Ordinary) if not name.startswith("_") and name not in ("do", "see")]
+
+
+def test_ordinary_use_is_psycopg2s(dsn, pool, admin):
+    for table in ("leased_a", "leased_b"):
+        admin.cursor().execute(f"DROP TABLE IF EXISTS {table}; CREATE TABLE {table} (id int PRIMARY KEY, v text)")
+    for seed in range(25):
+        rng = random.Random(seed)
+        plain, leased = greenpg.connect(dsn), greenpg.LeasedConnection(pool)
+        sides = Ordinary(plain, "leased_a"), Ordinary(leased, "leased_b")
+        done = []
+        for _ in range(25):
+            done.append((rng.choice(STEPS), rng.randrange(2), rng.randrange(12)))
+            theirs, ours = (side.do(*done[-1]) for side in sides)
+            assert ours == theirs, f"seed {seed}: {done}"
+        plain.close()
+        leased.close()
+        assert all_back(pool)
+        for table in ("leased_a", "leased_b"):
+            admin.cursor().execute(f"TRUNCATE {table}")
+    admin.cursor().execute("DROP TABLE leased_a, leased_b")

@@ -44,7 +44,7 @@ class NotifyWaits(GuardedConnection):
                 if not self.notifies:
                     self.poll()
                 if self.notifies:
-                    return _take_oldest(self.notifies)
+                    return take_oldest(self.notifies)
                 if not is_in_time:
                     return None
                 if self.get_transaction_status() in _IN_TRANSACTION:
@@ -55,7 +55,7 @@ class NotifyWaits(GuardedConnection):
                 is_in_time = self._gate.waiter_of(self).wait_read(deadline)
 
 
-def _take_oldest(notifies: Any) -> Notify:
-    # psycopg2's is a list; anything with append() can be put in its place.
+def take_oldest(notifies: Any) -> Notify:
+    """The first one, taken out of what a program may have put in the place of psycopg2's list."""
     oldest: Notify = notifies.popleft() if hasattr(notifies, "popleft") else notifies.pop(0)
     return oldest

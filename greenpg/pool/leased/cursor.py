@@ -33,7 +33,6 @@ class LeasedCursor(FetchingCursor):
         try:
             is_autocommit = conn.autocommit
             real = self._made(conn)
-            self._results, self._at = [], 0
             result = function(real)
             if self.withhold and self._name is not None:
                 lease.holders.add(self)
@@ -42,6 +41,7 @@ class LeasedCursor(FetchingCursor):
             error = raised
             raise
         finally:
+            self._note_sent()
             if query is not None and not lease.is_stuck:
                 self._look_for_state(query)
             try:

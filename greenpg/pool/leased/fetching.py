@@ -123,6 +123,15 @@ class FetchingCursor:
         if self._connection.closed:
             raise psycopg2.InterfaceError("connection already closed")
 
+    def _note_sent(self) -> None:
+        """Something was to be executed. If it was refused before, what there was is still to be seen."""
+        if self._name is not None or self._real is None:
+            return
+        if self._real.statusmessage is not None:
+            self._results, self._at = [], 0
+        elif self._results:
+            self._lease_number = 0.0
+
     def _keep_rows(self) -> None:
         """The lease is going to end: take what the cursor below has. Suspends now and then if that is much."""
         real = self._live()
@@ -156,6 +165,8 @@ class FetchingCursor:
     def _kept(self) -> Result:
         self._check()
         if not self._results or self._results[0].description is None:
+            if self._results:
+                self._results[0] = self._results[0]._replace(rowcount=-1)  # as psycopg2 does
             raise psycopg2.ProgrammingError("no results to fetch")
         return self._results[0]
 

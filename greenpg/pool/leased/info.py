@@ -21,14 +21,18 @@ _OF_THE_LEASE = {
 class LeasedInfo:
     """`psycopg2.extensions.ConnectionInfo`, attribute for attribute.
 
-    Where no connection is leased: `backend_pid` is 0, `transaction_status` that of a connection at rest; all others are
-    of the last one. The very first time they lease one for a moment, and suspend.
+    Where no connection is leased: `backend_pid` is 0, `transaction_status` that of a connection at rest;
+    `parameter_status()` leases one for a moment; all others are of the last one, and lease one only if there was none.
     """
 
     __slots__ = ("_lease",)
 
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
+
+    def parameter_status(self, name: str) -> Any:
+        """As psycopg2's. Suspends while no connection is leased, until one is."""
+        return self._lease.ask("info", lambda conn: conn.info.parameter_status(name))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not hasattr(extensions.ConnectionInfo, name):

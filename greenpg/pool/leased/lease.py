@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import psycopg2
@@ -19,17 +18,15 @@ from ...errors import COMMITTED, ConnectionInUse, commit_outcome, note_commit_ou
 from ...hubs import hub
 from ..contexts import give_back_noting
 from ..core import PoolCore
-from ..health import IDLE_STATUS, LOST, READY
+from ..health import LOST
 from ..lending import lend
-from ..returning import give_back, note_error, take_back_from_ended
+from ..returning import give_back, note_error
 from ..slot import Slot
+from .ending import give_back_abandoned, is_at_rest, roll_back_quietly, users_place
 from .kept import Kept
 from .settings import Overrides, apply
 
 logger = logging.getLogger("greenpg.pool")
-
-#: Of this package's modules.
-_OURS = "greenpg."
 
 
 class Lease:
@@ -41,6 +38,7 @@ class Lease:
         "_is_fresh",
         "_is_watched",
         "_kept",
+        "_last_user",
         "_lend",
         "_lent_at",
         "_looked",
@@ -66,6 +64,8 @@ class Lease:
         self._mutex = hub().mutex()
         self._user: object | None = None
         self._depth = 0
+        #: The hash of the task that was inside last: itself it would be kept alive.
+        self._last_user: int | None = None
         #: It was taken by the call that is under way.
         self._is_fresh = False
         self._is_watched = False
@@ -91,13 +91,8 @@ class Lease:
 
         Raises `ConnectionInUse` if another task is inside, and what `pool.getconn()` raises.
         """
-        task = self._core.current_task()
-        with self._mutex:
-            if self._user is None:
-                self._user = task
-            elif self._user != task:
-                raise ConnectionInUse(call, hub().describe(self._user))
-            self._depth += 1
+        if not self._claim():
+            raise ConnectionInUse(call, hub().describe(self._user or self._core.current_task()))
         try:
             if self.closed:
                 raise psycopg2.InterfaceError("connection already closed")
@@ -128,6 +123,18 @@ class Lease:
         """`with lease.calling("commit", commits=True) as conn:` enters and leaves."""
         return _Call(self, call, commits)
 
+    def _claim(self) -> bool:
+        """The running task goes in, unless another one is inside."""
+        task = self._core.current_task()
+        with self._mutex:
+            if self._user is None:
+                self._user = task
+                self._last_user = hash(task)
+            elif self._user != task:
+                return False
+            self._depth += 1
+        return True
+
     def _step_out(self) -> None:
         self._depth -= 1
         if not self._depth:
@@ -144,11 +151,6 @@ class Lease:
     def number(self) -> float:
         """Another one for each lease; 0: there is none."""
         return self._lent_at if self._slot is not None else 0.0
-
-    @property
-    def is_used_by_another(self) -> bool:
-        """A task is inside, and not the running one."""
-        return self._user is not None and self._user != self._core.current_task()
 
     def lend_by(self, lend_slot: Callable[[], Slot]) -> None:
         """Instead of by the pool itself. Before the first lease."""
@@ -180,7 +182,7 @@ class Lease:
             self._lost()
         elif conn.closed:
             if not (self._is_fresh and conn.autocommit and not self.is_held):
-                self.closed = LOST
+                self._lost()
             self._return(slot, is_committed)
         elif self.is_held or not is_at_rest(conn):
             if conn.notices or conn.notifies:
@@ -215,23 +217,40 @@ class Lease:
             give_back_noting(self._core, slot, is_committed)
 
     def _lost(self) -> None:
-        """Somebody has closed the connection past us, or taken it away: its user's task has ended, or the process is
-        another one."""
+        """With all that was in it: by the server or the network, or because somebody has closed the connection past us,
+        or taken it away: its user's task has ended, or the process is another one."""
         self._slot = None
-        self.closed = LOST
+        self.closed = self.closed or LOST
 
     def _watch(self, slot: Slot) -> None:
-        """From now on the program could forget it: if the task ends, the pool takes it back."""
+        """From now on the program could forget it: if the task ends, it goes back."""
         self._is_watched = True
-        if slot.forget_holder is not None:
+        slot.taken_at = users_place()
+        task, lent_at = self._core.current_task(), self._lent_at
+
+        def ended() -> None:  # in the hub
+            slot.watch_end(None)
+            if self._last_user == hash(task):  # else another task goes on with it
+                hub().spawn(self._take_back, slot, lent_at, slot.describe_holder())
+
+        slot.watch_end(hub().on_end(task, ended))
+
+    def _take_back(self, slot: Slot, lent_at: float, holder: str) -> None:
+        if not self._claim():
             return
-        core, lent_at = self._core, self._lent_at
-        slot.conn._gate.forget_user()
-        frame: FrameType | None = sys._getframe()
-        while frame is not None and frame.f_globals.get("__name__", "").startswith(_OURS):
-            frame = frame.f_back
-        slot.taken_at = frame and (frame.f_code, frame.f_lineno)
-        slot.watch_end(hub().on_end(core.current_task(), lambda: take_back_from_ended(core, slot, lent_at)))
+        try:
+            if slot is not self._slot or slot.lent_at != lent_at:
+                return
+            self._core.note_leak(slot.conn, f"{holder} ended without ending its transaction")
+            self.closed = self.closed or LOST
+            self._return(slot, is_committed=False)
+        finally:
+            self._step_out()
+        logger.warning(
+            "pool %r: %s ended in the middle of a transaction, or a session, of its LeasedConnection: it is taken back",
+            self._core.options.name,
+            holder,
+        )
 
     # -- by hand
 
@@ -266,8 +285,17 @@ class Lease:
         assert self._looked is not None
         return getattr(self._looked.settings, name)
 
+    def ask(self, call: str, function: Callable[[Connection], Any]) -> Any:
+        """What the function finds out from a connection: the one there is, or one that is leased for the moment.
+        Suspends in that last case."""
+        conn = self.conn
+        if conn is not None:
+            return function(conn)
+        with self.calling(call) as conn:
+            return function(conn)
+
     def look(self, call: str) -> Connection:
-        """A connection of the pool that may be asked what it keeps on this side: the one there is, or the last one, or
+        """A connection of the pool that may be asked what never changes: the one there is, or the last one, or
         one that is leased for the moment. Suspends in that last case."""
         if self.conn is not None:
             return self.conn
@@ -287,20 +315,29 @@ class Lease:
         if self.closed == 1:
             return
         self.closed = 1
-        slot = self._slot
-        if slot is None or slot.lent_at != self._lent_at:
-            self._slot = None
-        elif self.is_used_by_another:
-            slot.conn.close()  # which throws that task out; it gives the slot back
-        else:
+        if not self._claim():
+            conn = self.conn
+            if conn is not None:
+                conn.close()  # which throws the other task out; that gives the slot back
+            return
+        try:
+            slot = self._slot
+            if slot is None or slot.lent_at != self._lent_at:
+                self._slot = None
+                return
             self.blocks = 0
-            self._return(slot, is_committed=False)
+            try:
+                roll_back_quietly(slot.conn)
+            finally:
+                self._return(slot, is_committed=False)
+        finally:
+            self._step_out()
 
     def abandon(self) -> None:
         """Nobody has it any more. For finalizers: doesn't suspend."""
         slot = self.set_aside()
         if slot is not None and not sys.is_finalizing():
-            hub().spawn(_give_back_abandoned, self._core, slot, self._lent_at, self.needs_reset or bool(self.holders))
+            hub().spawn(give_back_abandoned, self._core, slot, self._lent_at, self.needs_reset or bool(self.holders))
 
 
 class _Call:
@@ -316,25 +353,3 @@ class _Call:
 
     def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
         self._lease.leave(exc, self._commits)
-
-
-def is_at_rest(conn: Connection) -> bool:
-    """No transaction is open, nor a block."""
-    return (
-        conn._driver_status == READY
-        and conn.get_transaction_status() == IDLE_STATUS
-        and not conn._blocks
-        and not conn._is_entered
-        and conn._gate.queue is None
-    )
-
-
-def _give_back_abandoned(core: PoolCore, slot: Slot, lent_at: float, needs_reset: bool) -> None:
-    if slot.lent_at != lent_at:
-        return
-    try:
-        if needs_reset:
-            slot.want_reset()
-        give_back(core, slot)
-    except Exception as error:
-        logger.warning("pool %r: giving back an abandoned connection failed: %s", core.options.name, error)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import psycopg2
 from psycopg2 import extensions
 from psycopg2.extensions import Notify, Xid
 
+from ...connection.connection import Connection
 from ...connection.guarded_connection import Characteristic, IsolationLevel
+from ...connection.wait_notify import take_oldest
 from ..health import IDLE_STATUS, READY
 from .info import LeasedInfo
 from .kept import Kept
@@ -66,11 +69,18 @@ class Psycopg2Connection:
             return getattr(lease.conn, name)
         return lease.overrides[name] if name in lease.overrides else lease.default(name)
 
+    def _setting(self, call: str) -> AbstractContextManager[Connection]:
+        """A call that sets something on the connection that is leased."""
+        lease, conn = self._lease, self._lease.conn
+        if conn is not None and conn.autocommit and conn.get_transaction_status() != IDLE_STATUS:
+            lease.expect_state()  # a rollback takes back what psycopg2 tells the server, which it doesn't know
+        return lease.calling(call)
+
     def _put(self, name: str, value: Any) -> None:
         self._check_open()
         lease = self._lease
         if lease.number:
-            with lease.calling(name) as conn:
+            with self._setting(name) as conn:
                 setattr(conn, name, value)
                 value = getattr(conn, name)
         lease.overrides[name] = read(name, value)
@@ -110,7 +120,7 @@ class Psycopg2Connection:
         }
         wanted = {name: read(name, value) for name, value in given.items() if value is not None}
         if self._lease.number:
-            with self._lease.calling("set_session") as conn:
+            with self._setting("set_session") as conn:
                 conn.set_session(isolation_level, readonly, deferrable, autocommit)
         self._lease.overrides.update(wanted)
 
@@ -193,8 +203,8 @@ class Psycopg2Connection:
     async_ = 0
 
     def get_parameter_status(self, parameter: str) -> str | None:
-        """As psycopg2's, of the connection that is leased, or that was last. Suspends if none has been."""
-        value: str | None = self._lease.look("get_parameter_status").get_parameter_status(parameter)
+        """As psycopg2's. Suspends while no connection is leased, until one is."""
+        value: str | None = self._lease.ask("get_parameter_status", lambda conn: conn.get_parameter_status(parameter))
         return value
 
     def get_dsn_parameters(self) -> dict[str, str]:
@@ -220,8 +230,7 @@ class Psycopg2Connection:
     def wait_notify(self, timeout: float | None = None) -> Notify | None:
         """As `Connection.wait_notify()`: after LISTEN, or `stick()`. Suspends."""
         if self._kept.notifies:
-            oldest: Notify = self._kept.notifies.pop(0)
-            return oldest
+            return take_oldest(self._kept.notifies)
         if not self._lease.is_held:
             raise psycopg2.ProgrammingError("wait_notify() would wait in vain: execute LISTEN first")
         found: Notify | None = self._call("wait_notify", timeout)
