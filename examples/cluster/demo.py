@@ -103,7 +103,9 @@ def main() -> None:
     try:
         listener = socket.create_server(("127.0.0.1", options.port), backlog=100)
     except OSError as error:
-        sys.exit(f"can't listen on port {options.port}: {os.strerror(error.errno or 0)}. Choose another one with --port")
+        sys.exit(
+            f"can't listen on port {options.port}: {os.strerror(error.errno or 0)}. Choose another one with --port"
+        )
     try:
         with listener:
             serve(listener, options.nodes)

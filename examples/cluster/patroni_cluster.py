@@ -56,18 +56,27 @@ class Node:
         #: What was done to it: "killed", "frozen", "cut off".
         self.fault: str | None = None
 
-    @property
-    def postmaster(self) -> int | None:
-        """The process id of its PostgreSQL."""
+    def processes(self) -> list[int]:
+        """Patroni's and PostgreSQL's."""
+        return family(*filter(self._is_here, [self.patroni, self.postmaster()]))
+
+    def server_processes(self) -> list[int]:
+        """PostgreSQL's."""
+        return family(*filter(self._is_here, [self.postmaster()]))
+
+    def postmaster(self) -> int:
+        """The process id of its PostgreSQL, 0 if there was none yet; it may have ended."""
         try:
             return int((self.directory / "data" / "postmaster.pid").read_text().split("\n")[0])
         except (OSError, ValueError):
-            return None
+            return 0
 
-    def processes(self) -> list[int]:
-        """Patroni's and PostgreSQL's."""
-        found = family(*(pid for pid in (self.patroni, self.postmaster) if pid))
-        return [pid for pid in found if os.path.exists(f"/proc/{pid}")]
+    def _is_here(self, pid: int) -> bool:
+        """Not somebody else who has got the number since."""
+        try:
+            return pid > 0 and os.fsencode(self.directory) in Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return False
 
     def dsn(self, **more: object) -> str:
         """Straight to its PostgreSQL, not by the cable."""
@@ -195,8 +204,7 @@ class PatroniCluster:
 
     def crash(self, node: Node) -> None:
         """SIGKILL for its PostgreSQL alone: Patroni is there, and sees it."""
-        if node.postmaster:
-            tell(signal.SIGKILL, *family(node.postmaster))
+        tell(signal.SIGKILL, *node.server_processes())
 
     def freeze(self, node: Node) -> None:
         """SIGSTOP for all of its processes: they keep their connections, and answer nothing."""
