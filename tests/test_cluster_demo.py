@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -17,10 +18,7 @@ from kit import wait_until
 from test_cli import ENVIRONMENT, ROOT, RunningServer
 
 EXAMPLE = ROOT / "examples" / "cluster"
-sys.path.insert(0, str(EXAMPLE))
-from installing import what_is_missing  # noqa: E402
-
-missing = what_is_missing()
+missing = runpy.run_path(str(EXAMPLE / "installing.py"))["what_is_missing"]()
 
 pytestmark = pytest.mark.only_hub("threads")
 needs_patroni = pytest.mark.skipif(missing is not None, reason=str(missing))

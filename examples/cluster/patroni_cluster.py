@@ -29,19 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import installing
+from configuration import SCOPE, for_haproxy, for_patroni
 from keeper import family, tell
-
-SCOPE = "demo"
-_HAPROXY = """\
-global
-    maxconn 1000
-defaults
-    mode tcp
-    retries 0
-    timeout connect 5s
-    timeout client 1h
-    timeout server 1h
-"""
 
 
 class Node:
@@ -123,7 +112,9 @@ class PatroniCluster:
         self._start_etcd()
         self.nodes = [Node(f"pg{number}", self._folder(f"pg{number}")) for number in range(1, self._count + 1)]
         for node in self.nodes:
-            node.haproxy = self._spawn(node.directory, installing.program("haproxy"), "-db", "-f", self._cable(node))
+            path = node.directory / "haproxy.cfg"
+            path.write_text(for_haproxy(node, self.etcd_port))
+            node.haproxy = self._spawn(node.directory, installing.program("haproxy"), "-db", "-f", path)
         for node in self.nodes:  # one after the other, so that pg1 is the primary
             progress(node.name)
             self._start_patroni(node)
@@ -293,62 +284,11 @@ class PatroniCluster:
             return True
         return False
 
-    def _cable(self, node: Node) -> Path:
-        ways = [("postgres", node.port, node.postgres), ("rest", node.rest_port, node.rest)]
-        ways.append(("etcd", node.etcd_port, self.etcd_port))
-        lines = [f"listen {name}\n    bind 127.0.0.1:{port}\n    server s 127.0.0.1:{to}\n" for name, port, to in ways]
-        path = node.directory / "haproxy.cfg"
-        path.write_text(_HAPROXY + "".join(lines))
-        return path
-
     def _start_patroni(self, node: Node) -> None:
         path = node.directory / "patroni.yml"
-        path.write_text(json.dumps(self._settings(node), indent=2))  # JSON is YAML, too
+        path.write_text(for_patroni(node, self._timing, self._binaries))
         command = [installing.interpreter(), "-m", "patroni", path]
         node.patroni = self._spawn(node.directory, *command, PYTHONPATH=str(self._patroni), PYTHONUNBUFFERED="1")
-
-    def _settings(self, node: Node) -> dict[str, Any]:
-        parameters = {
-            "max_connections": 100,
-            "shared_buffers": "32MB",
-            "wal_keep_size": "128MB",
-            "fsync": False,  # the machine's crash isn't what is tried here
-            "wal_receiver_status_interval": 1,
-            "wal_retrieve_retry_interval": 200,
-        }
-        return {
-            "scope": SCOPE,
-            "name": node.name,
-            "restapi": {"listen": f"127.0.0.1:{node.rest}", "connect_address": f"127.0.0.1:{node.rest_port}"},
-            "etcd3": {
-                "host": f"127.0.0.1:{node.etcd_port}",
-                "use_proxies": True,
-            },  # not etcd's own address: the cable's
-            "bootstrap": {
-                "dcs": {
-                    **self._timing,
-                    "synchronous_mode": True,
-                    "primary_start_timeout": 0,  # a PostgreSQL that has crashed isn't waited for
-                    "postgresql": {"use_pg_rewind": True, "use_slots": True, "parameters": parameters},
-                },
-                "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, {"auth": "trust"}, "no-sync", "data-checksums"],
-            },
-            "postgresql": {
-                "listen": f"127.0.0.1:{node.postgres}",
-                "connect_address": f"127.0.0.1:{node.port}",
-                "use_unix_socket": True,
-                "data_dir": str(node.directory / "data"),
-                "bin_dir": str(self._binaries),
-                "pgpass": str(node.directory / "pgpass"),
-                "parameters": {"unix_socket_directories": str(node.directory)},
-                "pg_hba": [
-                    "local all all trust",
-                    "host all all 127.0.0.1/32 trust",
-                    "host replication all 127.0.0.1/32 trust",
-                ],
-                "authentication": {"superuser": {"username": "postgres"}, "replication": {"username": "postgres"}},
-            },
-        }
 
 
 def ask_etcd(port: int, what: str) -> dict[str, str]:
