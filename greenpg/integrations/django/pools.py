@@ -48,6 +48,7 @@ def pool_options(settings_dict: Mapping[str, Any]) -> dict[str, Any] | None:
             f'"lease" of OPTIONS["pool"] must be "request", or "transaction": then a connection goes back after each '
             f"transaction, and without one after each query. It is {options[_LEASE]!r}"
         )
+    options.pop(_LEASE, None)
     if settings_dict.get("CONN_MAX_AGE", 0) != 0:
         raise ImproperlyConfigured(
             "Pooling doesn't support persistent connections: it's the pool that keeps them. Set CONN_MAX_AGE to 0; how "
@@ -58,9 +59,10 @@ def pool_options(settings_dict: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**DEFAULTS, **options}
 
 
-def leases_by_transaction(options: Mapping[str, Any]) -> bool:
+def leases_by_transaction(settings_dict: Mapping[str, Any]) -> bool:
     """Whether a task has a connection for as long as a transaction, or else a query, lasts; not until its end."""
-    return options.get(_LEASE) == "transaction"
+    options = settings_dict["OPTIONS"].get("pool")
+    return isinstance(options, Mapping) and options.get(_LEASE) == "transaction"
 
 
 def find_pool(key: Key, make: Callable[[], ConnectionPool]) -> ConnectionPool:

@@ -84,7 +84,6 @@ class PooledWrapper(BaseDatabaseWrapper):
         if self.settings_dict["CONN_HEALTH_CHECKS"]:
             options.setdefault("check", ConnectionPool.check_connection)
         options.setdefault("name", f"django {self.alias}")
-        options.pop("lease", None)
         configure = functools.partial(
             _configure,
             time_zone=self.timezone_name,
@@ -149,7 +148,7 @@ class PooledWrapper(BaseDatabaseWrapper):
         self._let_go()
         level = self._isolation_level()
         self.isolation_level = IsolationLevel.READ_COMMITTED if level is None else level
-        leases = leases_by_transaction(pool_options(self.settings_dict) or {})
+        leases = leases_by_transaction(self.settings_dict)
         loan = Loan(pool, LeasedConnection(pool) if leases else self._borrow(pool, conn_params), self)
         self._loan = loan
         try:

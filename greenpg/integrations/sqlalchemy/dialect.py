@@ -18,7 +18,7 @@ from ...pool.health import close_quietly, is_alive
 from ...pool.leased.connection import LeasedConnection
 from .keeping import keep_connection
 from .pool import GreenpgPool
-from .record import LeaseRecord, SlotRecord
+from .record import Record
 
 
 class PGDialect_greenpg(PGDialect_psycopg2):  # named as SQLAlchemy names its own
@@ -92,4 +92,4 @@ class PGDialect_greenpg(PGDialect_psycopg2):  # named as SQLAlchemy names its ow
 def _is_abandoned(fairy: Any) -> bool:
     """Garbage is collected wherever it happens to be: in the hub, too, where nothing can wait."""
     record = getattr(fairy, "_connection_record", None)
-    return isinstance(record, SlotRecord | LeaseRecord) and record.is_abandoned
+    return isinstance(record, Record) and record.is_abandoned
