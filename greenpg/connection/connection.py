@@ -178,6 +178,7 @@ class Connection(LargeObjectMixin, NotifyWaits):
             lender.give_back()
         elif self._gate.owner is not AT_REST:  # else it isn't the caller's any more
             loan = self._gate.loan
+            lender.condemn()  # who is thrown out may give it back before it is closed
             self._close()
             if self._gate.loan is loan:
                 lender.take_closed()
