@@ -178,7 +178,6 @@ class Connection(LargeObjectMixin, NotifyWaits):
             lender.give_back()
         elif self._gate.owner is not AT_REST:  # else it isn't the caller's any more
             loan = self._gate.loan
-            lender.condemn()  # who is thrown out may give it back before it is closed
             self._close()
             if self._gate.loan is loan:
                 lender.take_closed()
@@ -190,6 +189,8 @@ class Connection(LargeObjectMixin, NotifyWaits):
             return  # and its socket leads to nobody
         if owner is not None and not (isinstance(owner, Occupant) and owner.let_go()):
             self._gate.close_queue()
+            if self._lender is not None:  # who is thrown out may give it back before it is closed
+                self._lender.condemn()
             throw_out(self)
         self._gate.close_waiter()
         _c.close(self)
