@@ -132,7 +132,7 @@ class Slot:
         self.generation = generation
 
     def note_settings(self, conn: Connection, for_reset: bool = False) -> None:
-        """What each borrower is to find; `for_reset`, before the pool's `configure`: and what a session reset goes back to."""
+        """What each borrower is to find; `for_reset`, before `configure`: and what a session reset goes back to."""
         self.settings = conn._settings()
         if for_reset:
             self.bare_settings = self.settings
