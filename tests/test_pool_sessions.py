@@ -290,9 +290,3 @@ def test_typecasters_and_attributes_end_with_the_borrowing(make_pool):
         assert other.tenant is None
         assert not hasattr(other, "user_id")
         assert other.label == "none"
-
-
-def test_what_is_attached_is_noted_only_where_it_is_taken_back(make_pool):
-    for reset, is_noted in (("rollback", False), (None, False), (lambda conn: None, False), ("session", True)):
-        with make_pool(min_size=1, max_size=1, reset=reset).connection() as conn:
-            assert (conn._lender.bare_attachments is not None) is is_noted

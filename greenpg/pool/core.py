@@ -261,7 +261,7 @@ class PoolCore:
     def exchange(self, slot: Slot, conn: Connection) -> None:
         """The borrower of a slot has opened another connection in the place of its own, which is closed."""
         slot.begin(self.generation)
-        slot.note_settings(conn, self.options.resets_session)
+        slot.note_settings(conn, is_bare=True)
         conn._belongs_to(slot)
         self._note_opened(slot, conn)
 

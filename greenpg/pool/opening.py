@@ -147,7 +147,7 @@ def _try_to_open(core: PoolCore, slot: Slot, backoff: Backoff) -> float | None:
         workers.trying(slot, started)
     try:
         try:
-            conn = connect_for(core, slot) if core.opener is None else _open(core, core.opener, slot)
+            conn = connect_for(core, slot) if core.opener is None else _open(core.opener, slot)
         finally:
             with core.mutex:
                 workers.tried(slot)
@@ -255,9 +255,9 @@ def dsn_of(core: PoolCore) -> str:
     return dsn_from(conninfo, kwargs)
 
 
-def _open(core: PoolCore, opener: Opener, slot: Slot) -> Connection:
+def _open(opener: Opener, slot: Slot) -> Connection:
     conn = opener.open(slot)
-    slot.note_settings(conn, core.options.resets_session)
+    slot.note_settings(conn, is_bare=True)
     return conn
 
 
@@ -287,7 +287,7 @@ def connect_for(core: PoolCore, slot: Slot) -> Connection:
             conn.prepare_threshold = options.prepare_threshold
         if core.tracing is not None:
             core.trace_statements(conn)
-        slot.note_settings(conn, options.resets_session)
+        slot.note_settings(conn, is_bare=True)
         if options.configure is not None:
             options.configure(conn)
             status = conn.info.transaction_status
@@ -296,7 +296,7 @@ def connect_for(core: PoolCore, slot: Slot) -> Connection:
                     f"connection left in status {status_name(status)} by configure function {options.configure!r}: "
                     "discarded. Let it commit, or set autocommit"
                 )
-            slot.note_settings(conn)
+            slot.note_settings(conn, is_bare=False)
     except BaseException:
         conn.close()
         raise

@@ -76,10 +76,8 @@ class PoolOptions:
     direct_conninfo: Conninfo | None
     prepare_threshold: int | None = None
     #: What follows from `reset` and `check`, for those who come by all the time: nothing but an open transaction has to
-    #: be ended; what the session has changed is taken back; the seconds after its return for which a connection is
-    #: taken to be alive without a look.
+    #: be ended; the seconds after its return for which a connection is taken to be alive without a look.
     only_rolls_back: bool = field(init=False)
-    resets_session: bool = field(init=False)
     unchecked_seconds: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -109,7 +107,6 @@ class PoolOptions:
                 f'reset="session" can\'t be behind a pooler in {self.pooler} mode: there is no session to be reset'
             )
         object.__setattr__(self, "only_rolls_back", self.reset is None or self.reset == "rollback")
-        object.__setattr__(self, "resets_session", self.reset == "session")
         object.__setattr__(self, "unchecked_seconds", _UNCHECKED if self.check is None else -1.0)
 
     def fails_fast(self, error: Exception) -> bool:

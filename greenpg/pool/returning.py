@@ -168,7 +168,7 @@ def _clean_up(core: PoolCore, slot: Slot) -> None:
     """
     with core.mutex:
         core.ledger.move(slot, RESETTING)
-    if core.options.only_rolls_back or core.is_closed:
+    if (core.options.only_rolls_back and not slot.needs_reset) or core.is_closed:
         _clean_or_replace(core, slot)
         return
     try:
@@ -227,7 +227,7 @@ def _clean(core: PoolCore, slot: Slot) -> bool:
             return False
         if slot.is_doubted:
             slot.suspect()  # since the return looked like a sign of life
-        if options.resets_session:
+        if options.reset == "session" or slot.needs_reset:
             conn._put_back(slot.bare_settings, slot.bare_attachments)
         elif conn._has_altered_settings or conn.notices or conn.notifies:
             conn._put_back(slot.settings)
@@ -237,7 +237,9 @@ def _clean(core: PoolCore, slot: Slot) -> bool:
         logger.warning("pool %r: rollback failed: %s. Discarding connection %s", options.name, error, conn)
         _note_bad(core, conn, f"its rollback failed: {describe(error)}")
         return False
-    return options.only_rolls_back or _reset(core, conn)
+    needs_reset = slot.needs_reset
+    slot.was_reset()
+    return (options.only_rolls_back and not needs_reset) or _reset(core, conn, needs_reset)
 
 
 def _roll_back(core: PoolCore, conn: Connection, status: int) -> None:
@@ -258,17 +260,17 @@ def _roll_back(core: PoolCore, conn: Connection, status: int) -> None:
         raise RuntimeError(f"the status is {status_name(status)} afterwards")
 
 
-def _reset(core: PoolCore, conn: Connection) -> bool:
+def _reset(core: PoolCore, conn: Connection, needs_reset: bool) -> bool:
     options = core.options
     try:
-        if callable(options.reset):
-            with DeadlineBlock(conn._gate, _RESET_TIMEOUT):
-                options.reset(conn)
-        elif lends_sessions(find_mode(core, conn)):
+        if (needs_reset or not callable(options.reset)) and lends_sessions(find_mode(core, conn)):
             with DeadlineBlock(conn._gate, _RESET_TIMEOUT):
                 reset_session(conn)
             if options.configure is not None:
                 options.configure(conn)
+        if callable(options.reset):
+            with DeadlineBlock(conn._gate, _RESET_TIMEOUT):
+                options.reset(conn)
     except Exception as error:
         if is_interruption(error):
             raise

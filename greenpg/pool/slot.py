@@ -75,6 +75,7 @@ class Slot:
         "is_suspect",
         "lent_at",
         "lent_by",
+        "needs_reset",
         "notices",
         "notifies",
         "opened_at",
@@ -102,6 +103,8 @@ class Slot:
         self.unchecked_until = 0.0
         #: Connections of its age were found dead: it needs a ping.
         self.is_suspect = False
+        #: Its borrower has left something in the session, which is taken back whatever the pool's `reset` is.
+        self.needs_reset = False
         #: While somebody has it: who has lent it, since when, and a reference (`hub().hold()`) to the
         #: task it was lent to.
         self.lent_by: Lending | None = None
@@ -112,9 +115,8 @@ class Slot:
         #: Code and line that called getconn(), and what makes the hub forget that the task's end is of interest.
         self.taken_at: tuple[CodeType, int] | None = None
         self.forget_holder: Callable[[], object] | None = None
-        #: What psycopg2 keeps of the session for each new borrower.
+        #: What psycopg2 keeps of the session for each new borrower, and what it kept before `configure`.
         self.settings: SessionSettings = None  # type: ignore[assignment]
-        #: Where sessions are reset: what it kept, and what was attached, before `configure`.
         self.bare_settings: SessionSettings = None  # type: ignore[assignment]
         self.bare_attachments: Attachments = None  # type: ignore[assignment]
         #: The connection's lists of messages, unless its `_has_altered_settings`: a property takes longer to ask.
@@ -131,10 +133,10 @@ class Slot:
         """An attempt to connect begins."""
         self.generation = generation
 
-    def note_settings(self, conn: Connection, for_reset: bool = False) -> None:
-        """What each borrower is to find; `for_reset`, before `configure`: and what a session reset goes back to."""
+    def note_settings(self, conn: Connection, is_bare: bool) -> None:
+        """What each borrower is to find; at first, before the pool's `configure`, what a session reset goes back to."""
         self.settings = conn._settings()
-        if for_reset:
+        if is_bare:
             self.bare_settings = self.settings
             self.bare_attachments = conn._attachments()
         self.notices, self.notifies = conn.notices, conn.notifies
@@ -159,6 +161,15 @@ class Slot:
     def condemn(self) -> None:
         """The connection isn't to be lent again, but replaced when it comes back."""
         self.generation = _CONDEMNED
+
+    def want_reset(self) -> None:
+        """The session is to be reset when the connection comes back."""
+        self.needs_reset = True
+        self.conn._note_altered()
+
+    def was_reset(self) -> None:
+        """It has been; or won't be any more."""
+        self.needs_reset = False
 
     def suspect(self) -> None:
         """The connection needs a ping before it is lent again."""
