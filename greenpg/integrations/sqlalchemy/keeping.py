@@ -31,7 +31,7 @@ def keep_connections(engine: Engine | type[Engine]) -> None:
 
 def _condemn(conn: Any, record: object, exception: BaseException | None) -> None:
     """For the event `invalidate`: SQLAlchemy is going to close the connection, which would only return it."""
-    slot = getattr(conn, "_lender", None)
+    slot = conn._lender if isinstance(conn, Connection) else None
     if isinstance(slot, Slot):
         slot.condemn()
 
