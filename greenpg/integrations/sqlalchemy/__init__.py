@@ -6,6 +6,7 @@ Needs the extra: `pip install greenpg[sqlalchemy]`.
 from __future__ import annotations
 
 from .dialect import PGDialect_greenpg
+from .keeping import keep_connections
 from .pool import GreenpgPool
 
-__all__ = ["GreenpgPool", "PGDialect_greenpg"]
+__all__ = ["GreenpgPool", "PGDialect_greenpg", "keep_connections"]
