@@ -155,6 +155,39 @@ class PreparingCursor(Cursor):
         return execute_prepared(self, query, vars, super().execute, threshold)
 
 
+class TellingCursor(Cursor):
+    """Goes on top of a cursor whose connection tells of its COMMITs: in autocommit whatever is executed may be one."""
+
+    def execute(self, query: Query, vars: Params = None, *, prepare: bool | None = None) -> None:
+        self._tell()
+        return super().execute(query, vars, prepare=prepare)
+
+    def executemany(self, query: Query, vars_list: Iterable[Params], *, returning: bool = False) -> None:
+        self._tell()
+        return super().executemany(query, vars_list, returning=returning)
+
+    def copy(self, statement: Query, params: Params = None) -> Copy:
+        self._tell()
+        return super().copy(statement, params)
+
+    def copy_from(self, *args: Any, **keywords: Any) -> None:
+        self._tell()
+        return super().copy_from(*args, **keywords)
+
+    def copy_expert(self, *args: Any, **keywords: Any) -> None:
+        self._tell()
+        return super().copy_expert(*args, **keywords)
+
+    def callproc(self, procname: str | bytes, parameters: Params = None, /) -> None:
+        self._tell()
+        return super().callproc(procname, parameters)
+
+    def _tell(self) -> None:
+        conn = self.connection
+        if conn._tells_commit is not None and _autocommit(conn):
+            conn._tells_commit(None)
+
+
 class ServerCursor(Cursor):
     """psycopg2's named cursor: its fetches talk to the server, so they are guarded as well."""
 
