@@ -7,5 +7,14 @@ from __future__ import annotations
 
 from .dialect import PGDialect_greenpg
 from .pool import GreenpgPool
+from .replicas import ReplicaPool
+from .routing import ClusterEngines, ClusterSession, create_cluster_engines
 
-__all__ = ["GreenpgPool", "PGDialect_greenpg"]
+__all__ = [
+    "ClusterEngines",
+    "ClusterSession",
+    "GreenpgPool",
+    "PGDialect_greenpg",
+    "ReplicaPool",
+    "create_cluster_engines",
+]

@@ -124,7 +124,7 @@ class GreenpgPool(Pool):
             record.wait_for_the_end()
             if self._is_shared:
                 is_new_here = slot.conn is not None and slot.conn._lender is slot
-                return slot.conn if is_new_here else connect_for(self._core, slot)
+                return slot.conn if is_new_here else connect_for(record.core, slot)
             conn = create(record)
             _check_is_ours(conn)
             if self._core.options.statement_deadline is not None:
@@ -143,9 +143,8 @@ class GreenpgPool(Pool):
     # -- lending
 
     def _do_get(self) -> ConnectionPoolEntry:
-        core = self._core
         try:
-            slot = lend(core, self._time_to_wait(core))
+            slot = self._lend()
         except PoolTimeout as error:
             raise exc.TimeoutError(
                 f"GreenpgPool limit of size {self.size()} overflow {self._max_overflow} reached, connection timed out: "
@@ -153,6 +152,9 @@ class GreenpgPool(Pool):
                 code="3o7r",
             ) from error
         return self._record_of(slot) if self._is_shared else slot.record
+
+    def _lend(self) -> Slot:
+        return lend(self._core, self._time_to_wait(self._core))
 
     def _time_to_wait(self, core: PoolCore) -> float | None:
         """SQLAlchemy's timeout is for waiting until somebody returns a connection, not for opening one."""
@@ -166,20 +168,21 @@ class GreenpgPool(Pool):
         if slot.record is None:
             slot.record = {}
         record: Any = slot.record.get(self)
+        core: PoolCore = slot.lent_by  # type: ignore[assignment]  # it is lent
         try:
             if record is None or record.dbapi_connection is not slot.conn:
-                record = slot.record[self] = SlotRecord(self, self._core, slot)
+                record = slot.record[self] = SlotRecord(self, core, slot)
                 record.note_settings()
             else:
                 record.put_settings()
         except BaseException:
             slot.condemn()
-            give_back(self._core, slot)
+            give_back(core, slot)
             raise
         return record  # type: ignore[no-any-return]
 
     def _do_return_conn(self, record: Any) -> None:
-        core, slot = self._core, record.slot
+        core, slot = record.core, record.slot
         if slot.lent_by is not core:
             return  # lent in the process that this one was forked from
         if record.was_abandoned:
@@ -197,7 +200,7 @@ class GreenpgPool(Pool):
         if not (_checkin and getattr(connection, "closed", True)):  # not lost: a handler wants all to be replaced
             super()._invalidate(connection, exception, _checkin)
             return
-        self._core.suspect_all()
+        getattr(getattr(connection, "_connection_record", self), "core", self._core).suspect_all()
         if getattr(connection, "is_valid", False):
             connection.invalidate(exception)
 

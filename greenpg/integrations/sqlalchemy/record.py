@@ -28,7 +28,7 @@ logger = logging.getLogger("greenpg.pool")
 class SlotRecord(_ConnectionRecord):
     """Lives as long as its slot. When the slot is lent, SQLAlchemy's checkout has it until `checkin()`."""
 
-    __slots__ = ("core", "settings", "slot", "was_abandoned")
+    __slots__ = ("core", "has_ended", "settings", "slot", "was_abandoned")
 
     def __init__(self, pool: Pool, core: PoolCore, slot: Slot) -> None:
         """Connects, by the pool's creator, and runs the events. Suspends; raises what they raise."""
@@ -36,6 +36,8 @@ class SlotRecord(_ConnectionRecord):
         self.slot = slot
         #: What the events of a shared pool's engine have made of the connection's settings, None: nothing.
         self.settings: SessionSettings | None = None
+        #: Its transaction was ended before the COMMIT.
+        self.has_ended = False
         #: The present checkin is the garbage collector's.
         self.was_abandoned = False
         super().__init__(pool)
@@ -59,6 +61,10 @@ class SlotRecord(_ConnectionRecord):
         if self.settings is not None:
             self.settings.put_back(self.slot.conn)
 
+    def note_end(self) -> None:
+        """The transaction of this checkout is over, whatever is committed later. Doesn't suspend."""
+        self.has_ended = True
+
     @property
     def is_abandoned(self) -> bool:
         """Who had the connection checked out is garbage."""
@@ -74,6 +80,7 @@ class SlotRecord(_ConnectionRecord):
     def checkin(self, _fairy_was_created: bool = True) -> None:
         """Return the slot, whatever the handlers of events do. Suspends only for a rollback."""
         lent_at = self.slot.lent_at
+        self.has_ended = False
         self.was_abandoned = self.is_abandoned
         try:
             super().checkin(_fairy_was_created)
