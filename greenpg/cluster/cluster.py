@@ -82,6 +82,8 @@ class Cluster:
         if not interval > 0:
             raise ValueError(f"interval must be a positive number of seconds, not {interval!r}")
         self.name = name or f"cluster-{next(_cluster_numbers)}"
+        #: Seconds by which a replica that is read from may be behind; None: any number.
+        self.max_lag = max_lag
         self._tokens = tokens = Tokens()
         self._connect_by = conninfo, kwargs
         self._replica_options = {**pool_options, "min_size": 0, "fail_fast": True, **(replica_options or {})}

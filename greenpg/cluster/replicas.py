@@ -36,6 +36,14 @@ class Replicas:
         """For messages."""
         return f"{self._routing.name} replica"
 
+    def get_stats(self) -> dict[str, int]:
+        """As `ConnectionPool.get_stats()`, the sums of all replicas. Doesn't suspend."""
+        total: dict[str, int] = {}
+        for node in self._routing.topology.nodes:
+            for name, count in node.pool.get_stats().items():
+                total[name] = total.get(name, 0) + count
+        return total
+
     def getconn(self, timeout: float | None = None) -> Connection:
         """Borrow a connection, as `ConnectionPool.getconn(take_back=False)`; it has what the running task has written
         until now. To be given back with `putconn()`. Suspends."""

@@ -20,6 +20,7 @@ def token_of(position: int) -> str:
 
 #: Further than any log will come.
 _SOMEWHERE = 1 << 64
+_UNKNOWN = "?"
 
 
 class Tokens:
@@ -40,6 +41,16 @@ class Tokens:
     def is_unknown(self) -> bool:
         """Whether the running task has written, and it isn't known how far: no replica is new enough then."""
         return self._position.get() == _SOMEWHERE
+
+    @property
+    def text(self) -> str:
+        """What `take()` understands; "" if the running task has written nothing."""
+        position = self._position.get()
+        return "" if not position else _UNKNOWN if position == _SOMEWHERE else token_of(position)
+
+    def take(self, text: str) -> None:
+        """The running task reads what that one has written. ValueError for what no `text` was."""
+        self._position.set(_SOMEWHERE if text == _UNKNOWN else position_of(text) if text else 0)
 
     def forget(self) -> None:
         """The running task reads anything."""

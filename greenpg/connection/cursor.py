@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -27,6 +28,8 @@ _autocommit: Any = extensions.connection.autocommit.__get__  # type: ignore[attr
 _READY = extensions.STATUS_READY
 _fetchall = _cursor.fetchall
 _rowcount: Any = _cursor.rowcount.__get__
+
+_SELECT = re.compile(r"[\s(]*SELECT\b", re.IGNORECASE)
 
 S = TypeVar("S", bound="ServerCursor")
 T = TypeVar("T", bound="Cursor")
@@ -158,8 +161,12 @@ class PreparingCursor(Cursor):
 class TellingCursor(Cursor):
     """Goes on top of a cursor whose connection tells of its COMMITs: in autocommit whatever is executed may be one."""
 
+    #: It is to read from where what it executes would be refused if it wrote: a SELECT is told to nobody.
+    only_reads = False
+
     def execute(self, query: Query, vars: Params = None, *, prepare: bool | None = None) -> None:
-        self._tell()
+        if not (self.only_reads and isinstance(query, str) and _SELECT.match(query)):
+            self._tell()
         return super().execute(query, vars, prepare=prepare)
 
     def executemany(self, query: Query, vars_list: Iterable[Params], *, returning: bool = False) -> None:

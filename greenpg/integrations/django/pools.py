@@ -10,6 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from ...hubs import hub
 from ...pool.pool import ConnectionPool
+from .clusters import close_whole
 
 #: What `OPTIONS["pool"]` stands for where it says nothing else. Django expects to be told at once if it can't connect.
 DEFAULTS: Mapping[str, Any] = {"min_size": 0, "max_size": 10, "fail_fast": True}
@@ -59,7 +60,7 @@ def find_pool(key: Key, make: Callable[[], ConnectionPool]) -> ConnectionPool:
             if other[0] == key[0] and _is_unused(unused):
                 # The alias leads elsewhere now: a test database, a new password.
                 _pools.pop(other, None)
-                hub().spawn(unused.close)
+                hub().spawn(close_whole, unused)
         pool = _pools.setdefault(key, make())
     return pool
 
@@ -74,7 +75,7 @@ def close_pools(wanted: Callable[[Key, ConnectionPool], bool]) -> None:
     for key, pool in list(_pools.items()):
         if wanted(key, pool):
             _pools.pop(key, None)
-            pool.close()
+            close_whole(pool)
 
 
 def _is_unused(pool: ConnectionPool) -> bool:

@@ -22,13 +22,14 @@ from ...errors import PoolClosed, is_interruption
 from ...hubs import hub
 from ...pool.pool import ConnectionPool
 from .checks import DatabaseValidation
+from .clusters import cluster_settings, make_pool
 from .creation import DatabaseCreation
 from .green import ensure_green, renew_connections
 from .loan import Loan, reclaim
 from .pools import close_pools, find_pool, is_known, pool_options
 
 #: Entries of OPTIONS that are neither libpq's nor psycopg2's.
-_NOT_PARAMETERS = ("pool", "server_side_binding")
+_NOT_PARAMETERS = ("pool", "server_side_binding", "replica_of", "cluster")
 
 
 class ErrorWrapper(DatabaseErrorWrapper):
@@ -46,6 +47,8 @@ class PooledWrapper(BaseDatabaseWrapper):
     validation_class = DatabaseValidation
 
     settings_dict: dict[str, Any]
+    #: The alias of the primary, of an alias for replicas.
+    primary_alias: str | None = None
     _loan: Loan | None = None
     isolation_level: Any = None
 
@@ -75,7 +78,8 @@ class PooledWrapper(BaseDatabaseWrapper):
         reclaim()
         if parameters is None:
             parameters = self.get_connection_params()
-        own = settings["OPTIONS"].get("assume_role"), self._isolation_level(), settings["CONN_HEALTH_CHECKS"]
+        role, level = settings["OPTIONS"].get("assume_role"), self._isolation_level()
+        own = role, level, settings["CONN_HEALTH_CHECKS"], cluster_settings(self.alias)
         key = (self.alias, repr((sorted(parameters.items()), sorted(options.items()), own)))
         return find_pool(key, lambda: self._make_pool(parameters, options))
 
@@ -91,7 +95,7 @@ class PooledWrapper(BaseDatabaseWrapper):
             further=options.pop("configure", None),
         )
         try:
-            return ConnectionPool(kwargs={**parameters, "autocommit": True}, configure=configure, **options)
+            return make_pool(self.alias, {**parameters, "autocommit": True}, {**options, "configure": configure})
         except (TypeError, ValueError) as error:
             raise ImproperlyConfigured(f'OPTIONS["pool"]: {error}') from error
 

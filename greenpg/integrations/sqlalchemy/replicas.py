@@ -54,12 +54,6 @@ class ReplicaPool(GreenpgPool):
         record: Any = getattr(connection.connection, "_connection_record", None)
         return record is not None and self._cluster._routing.lends_what_is_new_enough(record.core)
 
-    @property
-    def has_replicas(self) -> bool:
-        """Whether there is any that can be read from, as far as is known. Doesn't suspend."""
-        topology = self._cluster._topology
-        return bool(topology.replicas()) or not all(node.was_looked_at for node in topology.nodes)
-
     # -- all of them together
 
     @property
@@ -92,8 +86,4 @@ class ReplicaPool(GreenpgPool):
 
     def stats(self) -> dict[str, int]:
         """`ConnectionPool.get_stats()`, the sums of all replicas."""
-        total: dict[str, int] = {}
-        for node in self._cluster._topology.nodes:
-            for name, count in node.pool.get_stats().items():
-                total[name] = total.get(name, 0) + count
-        return total
+        return self._cluster.replica.get_stats()
