@@ -281,7 +281,7 @@ def test_the_token_is_passed_on(sessions, engines, pair, paused):
 
 
 def test_reads_after_writes_with_a_replica_that_lags(sessions, engines, pair):
-    ask(pair.replica, "ALTER SYSTEM SET recovery_min_apply_delay = '15ms'")
+    ask(pair.replica, "ALTER SYSTEM SET recovery_min_apply_delay = '40ms'")
     ask(pair.replica, "SELECT pg_reload_conf()")
     cluster = engines.replica.pool._cluster
     with sessions() as session:
@@ -295,7 +295,7 @@ def test_reads_after_writes_with_a_replica_that_lags(sessions, engines, pair):
                 session.get(Item, 100 + k).name = str(n)
                 session.commit()
             token = cluster.token
-            hub().sleep(0.008 * (n % 5))
+            hub().sleep(0.02 * (n % 4))
             with sessions() as session:
                 name, port = session.execute(select(Item.name, func.inet_server_port()).where(Item.id == 100 + k)).one()
                 counts["stale"] += name != str(n)
