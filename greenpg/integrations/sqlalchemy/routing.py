@@ -42,7 +42,8 @@ class ClusterEngines(NamedTuple):
     replica: Engine
 
     def dispose(self) -> None:
-        """Close the idle connections of both now, those that are checked out when they come back."""
+        """Close the idle connections of both now, those that are checked out when they come back. Suspends
+        as the pools' `dispose()`."""
         self.primary.dispose()
         self.replica.dispose()
 
