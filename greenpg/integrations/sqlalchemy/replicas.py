@@ -31,8 +31,8 @@ def only_replicas() -> Iterator[None]:
 class ReplicaPool(GreenpgPool):
     """For the engine of a cluster's replicas: each checkout goes where `cluster.replica` would go.
 
-    `create_cluster_engines()` makes engines with it. Sizes and timeouts are the cluster's own. Its
-    methods don't suspend, but for `connect()` and what gives connections back.
+    `create_cluster_engines()` makes engines with it. Sizes and timeouts are the cluster's own.
+    Its methods don't suspend, but for `connect()` and what gives connections back.
     """
 
     def __init__(self, creator: Any = None, cluster: Cluster | None = None, **kw: Any) -> None:
