@@ -22,6 +22,7 @@ _KNOWN = sorted(set(inspect.signature(ConnectionPool).parameters) - _NOT_OPTIONS
 Key = tuple[str, str]
 
 _pools: dict[Key, ConnectionPool] = {}
+_last_keys: dict[str, tuple[tuple[dict[str, Any], dict[str, Any], tuple[Any, ...]], Key]] = {}
 
 
 def pool_options(settings_dict: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -50,6 +51,19 @@ def pool_options(settings_dict: Mapping[str, Any]) -> dict[str, Any] | None:
     if "max_size" not in options:
         options["max_size"] = max(DEFAULTS["max_size"], options.get("min_size") or 0)
     return {**DEFAULTS, **options}
+
+
+def key_of(alias: str, parameters: dict[str, Any], options: dict[str, Any], own: tuple[Any, ...]) -> Key:
+    """What a pool is known by. Doesn't suspend.
+
+    Each request asks, and a text is dear: the last one of each alias is remembered.
+    """
+    last = _last_keys.get(alias)
+    if last is not None and last[0] == (parameters, options, own):
+        return last[1]
+    key = (alias, repr((sorted(parameters.items()), sorted(options.items()), own)))
+    _last_keys[alias] = (dict(parameters), dict(options), own), key
+    return key
 
 
 def find_pool(key: Key, make: Callable[[], ConnectionPool]) -> ConnectionPool:

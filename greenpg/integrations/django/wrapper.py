@@ -26,7 +26,7 @@ from .clusters import cluster_settings, make_pool
 from .creation import DatabaseCreation
 from .green import ensure_green, renew_connections
 from .loan import Loan, reclaim
-from .pools import close_pools, find_pool, is_known, pool_options
+from .pools import close_pools, find_pool, is_known, key_of, pool_options
 
 #: Entries of OPTIONS that are neither libpq's nor psycopg2's.
 _NOT_PARAMETERS = ("pool", "server_side_binding", "replica_of", "cluster")
@@ -80,8 +80,7 @@ class PooledWrapper(BaseDatabaseWrapper):
             parameters = self.get_connection_params()
         role, level = settings["OPTIONS"].get("assume_role"), self._isolation_level()
         own = role, level, settings["CONN_HEALTH_CHECKS"], cluster_settings(self.alias)
-        key = (self.alias, repr((sorted(parameters.items()), sorted(options.items()), own)))
-        return find_pool(key, lambda: self._make_pool(parameters, options))
+        return find_pool(key_of(self.alias, parameters, options, own), lambda: self._make_pool(parameters, options))
 
     def _make_pool(self, parameters: dict[str, Any], options: dict[str, Any]) -> ConnectionPool:
         if self.settings_dict["CONN_HEALTH_CHECKS"]:
