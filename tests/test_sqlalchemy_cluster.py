@@ -263,6 +263,20 @@ def engines_of(session):
     return session._engines
 
 
+def test_leases_of_the_primary(make_engines, pair, paused):
+    engines = make_engines(engine_options={"lease": "transaction"})
+    paused.pause()
+    with ClusterSession(engines=engines) as session:
+        assert port_of(session) == pair.replica.port
+        session.get(Item, 0).name = "leased"
+        session.commit()
+        assert session.get(Item, 0).name == "leased"
+    with engines.primary.execution_options(isolation_level="AUTOCOMMIT").connect() as conn:
+        conn.execute(update(Item).values(name="leased for a statement"))
+    with engines.replica.connect() as conn:
+        assert conn.execute(select(Item.name)).scalars().first() == "leased for a statement"
+
+
 def test_the_token_is_passed_on(sessions, engines, pair, paused):
     cluster = engines.replica.pool._cluster
     paused.pause()

@@ -42,7 +42,7 @@ class ReplicaPool(GreenpgPool):
         self._cluster = cluster
         self._options = {"cluster": cluster}
 
-    def _lend(self) -> Slot:
+    def _take(self) -> Slot:
         conn: Any = self._cluster._routing.borrow(None, only_replicas=_only_replicas.get())
         slot: Slot = conn._lender
         return slot

@@ -52,6 +52,7 @@ def create_cluster_engines(
     cluster: Cluster,
     url: str = "postgresql+greenpg://",
     *,
+    lease: Literal["checkout", "transaction"] = "checkout",
     execution_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> ClusterEngines:
@@ -59,12 +60,15 @@ def create_cluster_engines(
 
     `options`: `create_engine()`'s, for both (`echo`, `json_serializer` ...). How to connect, and pool sizes, are the
     cluster's own. Each checkout of the replica's engine goes to a replica that has what the running task has written,
-    or, where there is none, to the primary; its transactions are read-only in any case. Doesn't suspend.
+    or, where there is none, to the primary; its transactions are read-only in any case. `lease` ("checkout"), as
+    `GreenpgPool`'s, is the primary's engine's alone: what reads from a replica keeps to it. Doesn't suspend.
     """
     execution_options = execution_options or {}
     read_only = {**execution_options, "postgresql_readonly": True}
     return ClusterEngines(
-        create_engine(url, connection_pool=cluster.primary, execution_options=execution_options, **options),
+        create_engine(
+            url, connection_pool=cluster.primary, lease=lease, execution_options=execution_options, **options
+        ),
         create_engine(url, poolclass=ReplicaPool, cluster=cluster, execution_options=read_only, **options),
     )
 
