@@ -277,6 +277,22 @@ def test_who_has_written_reads_it(items, pair, paused, way):
     close_all()
 
 
+def test_leases_of_the_primary(make_aliases, pair, paused):
+    from django_site.models import Item
+
+    make_aliases(pair.dsn(), pool={"max_size": 3, "timeout": 5, "lease": "transaction"})
+    make_table(pair)
+    pk = Item.objects.create(name="before").pk
+    wait_until(lambda: port_of_reads() == pair.replica.port)
+    paused.pause()
+    Item.objects.filter(pk=pk).update(name="in autocommit")
+    assert Item.objects.get(pk=pk).name == "in autocommit"
+    get_cluster("main").token = None
+    with transaction.atomic(using="main"):
+        Item.objects.filter(pk=pk).update(name="in a transaction")
+    assert Item.objects.get(pk=pk).name == "in a transaction"
+
+
 def test_a_task_that_lives_long_comes_back_to_the_replica(items, pair, paused):
     port_of_reads()
     paused.pause()

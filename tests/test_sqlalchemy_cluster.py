@@ -193,6 +193,7 @@ def test_who_asks_for_it(sessions, pair):
         replica = {"role": "replica"}
         assert port_of(session, PORT, bind_arguments=replica) == pair.replica.port
         assert session.connection(bind_arguments=replica).execute(PORT).scalar() == pair.replica.port
+        assert session.get_bind() is session.get_bind(Item) is session.get_bind(clause=Item.__table__)
         assert session.connection().execute(PORT).scalar() == pair.primary.port
         assert port_of(session, PORT.execution_options(greenpg_role="replica")) == pair.replica.port
         with pytest.raises(exc.ArgumentError, match='a role is "primary" or "replica"'):

@@ -124,8 +124,8 @@ class ClusterSession(Session):
         primary, replica = self._engines
         if bind is not None or found is not primary:
             return found
-        if role is None and clause is not None:
-            role = clause.get_execution_options().get(_OPTION)
+        if role is None:
+            role = getattr(clause, "_execution_options", {}).get(_OPTION)
         if role is not None and role not in _ROLES:
             raise exc.ArgumentError(f'a role is "primary" or "replica", not {role!r}')
         if role is None:
