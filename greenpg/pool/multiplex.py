@@ -69,6 +69,8 @@ class Multiplexer:
         statement = merged(cursor.connection, cursor, query, vars)
         if statement is None or (b";" in statement and has_several_commands(statement)):
             return ELSEWHERE  # type: ignore[no-any-return]
+        if (tell := cursor.connection._tells_commit) is not None:
+            tell(None)
         request = Request(statement, line)
         if cursor is not line.cursor or not line.send(request, now):
             return ELSEWHERE  # type: ignore[no-any-return]

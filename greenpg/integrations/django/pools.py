@@ -10,6 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from ...hubs import hub
 from ...pool.pool import ConnectionPool
+from .clusters import close_whole
 
 #: What `OPTIONS["pool"]` stands for where it says nothing else. Django expects to be told at once if it can't connect.
 DEFAULTS: Mapping[str, Any] = {"min_size": 0, "max_size": 10, "fail_fast": True}
@@ -23,6 +24,7 @@ _KNOWN = sorted(set(inspect.signature(ConnectionPool).parameters) - _NOT_OPTIONS
 Key = tuple[str, str]
 
 _pools: dict[Key, ConnectionPool] = {}
+_last_keys: dict[str, tuple[tuple[dict[str, Any], dict[str, Any], tuple[Any, ...]], Key]] = {}
 
 
 def pool_options(settings_dict: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -59,6 +61,19 @@ def pool_options(settings_dict: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**DEFAULTS, **options}
 
 
+def key_of(alias: str, parameters: dict[str, Any], options: dict[str, Any], own: tuple[Any, ...]) -> Key:
+    """What a pool is known by. Doesn't suspend.
+
+    Each request asks, and a text is dear: the last one of each alias is remembered.
+    """
+    last = _last_keys.get(alias)
+    if last is not None and last[0] == (parameters, options, own):
+        return last[1]
+    key = (alias, repr((sorted(parameters.items()), sorted(options.items()), own)))
+    _last_keys[alias] = (dict(parameters), dict(options), own), key
+    return key
+
+
 def leases_by_transaction(settings_dict: Mapping[str, Any]) -> bool:
     """Whether a task has a connection for as long as a transaction, or else a query, lasts; not until its end."""
     options = settings_dict["OPTIONS"].get("pool")
@@ -73,7 +88,7 @@ def find_pool(key: Key, make: Callable[[], ConnectionPool]) -> ConnectionPool:
             if other[0] == key[0] and _is_unused(unused):
                 # The alias leads elsewhere now: a test database, a new password.
                 _pools.pop(other, None)
-                hub().spawn(unused.close)
+                hub().spawn(close_whole, unused)
         pool = _pools.setdefault(key, make())
     return pool
 
@@ -88,7 +103,7 @@ def close_pools(wanted: Callable[[Key, ConnectionPool], bool]) -> None:
     for key, pool in list(_pools.items()):
         if wanted(key, pool):
             _pools.pop(key, None)
-            pool.close()
+            close_whole(pool)
 
 
 def _is_unused(pool: ConnectionPool) -> bool:

@@ -23,13 +23,14 @@ from ...hubs import hub
 from ...pool.leased.connection import LeasedConnection
 from ...pool.pool import ConnectionPool
 from .checks import DatabaseValidation
+from .clusters import cluster_settings, make_pool
 from .creation import DatabaseCreation
 from .green import ensure_green, renew_connections
 from .loan import Loan, reclaim
-from .pools import close_pools, find_pool, is_known, leases_by_transaction, pool_options
+from .pools import close_pools, find_pool, is_known, key_of, leases_by_transaction, pool_options
 
 #: Entries of OPTIONS that are neither libpq's nor psycopg2's.
-_NOT_PARAMETERS = ("pool", "server_side_binding")
+_NOT_PARAMETERS = ("pool", "server_side_binding", "replica_of", "cluster")
 
 
 class ErrorWrapper(DatabaseErrorWrapper):
@@ -47,6 +48,8 @@ class PooledWrapper(BaseDatabaseWrapper):
     validation_class = DatabaseValidation
 
     settings_dict: dict[str, Any]
+    #: The alias of the primary, of an alias for replicas.
+    primary_alias: str | None = None
     _loan: Loan | None = None
     isolation_level: Any = None
 
@@ -76,9 +79,9 @@ class PooledWrapper(BaseDatabaseWrapper):
         reclaim()
         if parameters is None:
             parameters = self.get_connection_params()
-        own = settings["OPTIONS"].get("assume_role"), self._isolation_level(), settings["CONN_HEALTH_CHECKS"]
-        key = (self.alias, repr((sorted(parameters.items()), sorted(options.items()), own)))
-        return find_pool(key, lambda: self._make_pool(parameters, options))
+        role, level = settings["OPTIONS"].get("assume_role"), self._isolation_level()
+        own = role, level, settings["CONN_HEALTH_CHECKS"], cluster_settings(self.alias)
+        return find_pool(key_of(self.alias, parameters, options, own), lambda: self._make_pool(parameters, options))
 
     def _make_pool(self, parameters: dict[str, Any], options: dict[str, Any]) -> ConnectionPool:
         if self.settings_dict["CONN_HEALTH_CHECKS"]:
@@ -92,7 +95,7 @@ class PooledWrapper(BaseDatabaseWrapper):
             further=options.pop("configure", None),
         )
         try:
-            return ConnectionPool(kwargs={**parameters, "autocommit": True}, configure=configure, **options)
+            return make_pool(self.alias, {**parameters, "autocommit": True}, {**options, "configure": configure})
         except (TypeError, ValueError) as error:
             raise ImproperlyConfigured(f'OPTIONS["pool"]: {error}') from error
 

@@ -85,8 +85,13 @@ class PGDialect_greenpg(PGDialect_psycopg2):  # named as SQLAlchemy names its ow
 
     def do_commit(self, dbapi_connection: Any) -> None:
         """Commit, unless the connection has been garbage collected: then its pool does."""
-        if not _is_abandoned(dbapi_connection):
+        if not _is_abandoned(dbapi_connection) and not _has_ended(dbapi_connection):
             super().do_commit(dbapi_connection)
+
+
+def _has_ended(fairy: Any) -> bool:
+    """A ClusterSession has ended the transaction, which was a replica's, before."""
+    return getattr(getattr(fairy, "_connection_record", None), "has_ended", False)
 
 
 def _is_abandoned(fairy: Any) -> bool:

@@ -52,7 +52,7 @@ class Record(_ConnectionRecord):
 class SlotRecord(Record):
     """Lives as long as its slot. When the slot is lent, SQLAlchemy's checkout has it until `checkin()`."""
 
-    __slots__ = ("core", "settings", "slot")
+    __slots__ = ("core", "has_ended", "settings", "slot")
 
     def __init__(self, pool: Pool, core: PoolCore, slot: Slot) -> None:
         """Connects, by the pool's creator, and runs the events. Suspends; raises what they raise."""
@@ -60,6 +60,8 @@ class SlotRecord(Record):
         self.slot = slot
         #: What the events of a shared pool's engine have made of the connection's settings, None: nothing.
         self.settings: SessionSettings | None = None
+        #: Its transaction was ended before the COMMIT.
+        self.has_ended = False
         super().__init__(pool)
 
     def wait_for_the_end(self) -> None:
@@ -81,6 +83,10 @@ class SlotRecord(Record):
         if self.settings is not None:
             self.settings.put_back(self.slot.conn)
 
+    def note_end(self) -> None:
+        """The transaction of this checkout is over, whatever is committed later. Doesn't suspend."""
+        self.has_ended = True
+
     def get_connection(self) -> Any:
         """The connection, a new one if it was invalidated or is too old. Suspends then."""
         conn: Any = super().get_connection()
@@ -91,6 +97,7 @@ class SlotRecord(Record):
     def checkin(self, _fairy_was_created: bool = True) -> None:
         """Return the slot, whatever the handlers of events do. Suspends only for a rollback."""
         lent_at = self.slot.lent_at
+        self.has_ended = False
         self.was_abandoned = self.is_abandoned
         try:
             super().checkin(_fairy_was_created)
