@@ -10,7 +10,7 @@ import psycopg2
 
 from ... import libpq
 from ...errors import PipelineAborted, set_attribute
-from ...libpq.pipeline import Rows
+from ...libpq.pipeline import Address, Rows
 from ..server_errors import error_of
 
 NO_RESULTS = "no results to fetch"
@@ -68,7 +68,7 @@ class PipelinedStatement:
         #: Somebody has got its error.
         self.is_told = False
 
-    def answer(self, address: int, status: int) -> None:
+    def answer(self, address: Address, status: int) -> None:
         """Take the PGresult. Doesn't suspend."""
         self.is_over = True
         if status == libpq.TUPLES_OK:
