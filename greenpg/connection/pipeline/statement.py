@@ -77,8 +77,7 @@ class PipelinedStatement:
             self.cursor = None
         elif status == libpq.COMMAND_OK:
             self.command = command = libpq.command_of(address)
-            count = command[command.rfind(b" ") + 1 :]
-            self.rowcount = int(count) if count.isdigit() else -1
+            self.rowcount = affected_rows(command)
             self.cursor = None
         elif status == libpq.PIPELINE_ABORTED:
             libpq.function("PQclear")(address)
@@ -152,6 +151,12 @@ class PipelinedStatement:
         if self.index is not None:
             set_attribute(error, "statement_index", self.index)
             add_note(error, f"pipeline: statement {self.index}, counted from 0")
+
+
+def affected_rows(command: bytes) -> int:
+    """The number in b"INSERT 0 1"; -1 where there is none."""
+    count = command[command.rfind(b" ") + 1 :]
+    return int(count) if count.isdigit() else -1
 
 
 def add_note(error: BaseException, note: str) -> None:
