@@ -30,6 +30,8 @@ from .connection.tracing import TraceEvent, Tracer
 from .connection.transaction import Rollback, Transaction
 from .connection.wait_callback import wait
 from .errors import ListenerClosed, PoolClosed, PoolTimeout, TooManyRequests, WaitTimeout
+from .pool.leased.connection import LeasedConnection
+from .pool.leased.cursor import LeasedCursor
 from .pool.null_pool import NullConnectionPool
 from .pool.pool import ConnectionPool
 from .pool.registry import close_pools, forget_pool, get_pool
@@ -50,6 +52,8 @@ __all__ = [
     "ConnectionPool",
     "Cursor",
     "Gap",
+    "LeasedConnection",
+    "LeasedCursor",
     "Listener",
     "ListenerClosed",
     "NullConnectionPool",

@@ -203,6 +203,24 @@ def test_errors_of_returning(conn, is_autocommit):
     assert usable(conn)
 
 
+@pytest.mark.parametrize("rows", [[(1, "a"), (2, "b"), (3, "c")], [(1, "a"), (2, "b"), (2, "c")]])
+def test_nothing_kept_no_next_set(conn, rows):
+    cur = conn.cursor()
+    try:
+        cur.executemany(INSERT, rows)
+    except psycopg2.errors.UniqueViolation:
+        pass
+    shown = cur.rowcount, cur.statusmessage, cur.query
+    assert shown == ((3, "INSERT 0 1", cur.query) if rows[-1][0] == 3 else (-1, "", cur.query))
+    with pytest.raises(psycopg2.NotSupportedError):
+        cur.nextset()
+    assert [found is cur for found in cur.results()] == [True]
+    assert (cur.rowcount, cur.statusmessage, cur.query) == shown
+    cur.close()
+    assert (cur.rowcount, cur.statusmessage, cur.query) == shown
+    assert b"(%d, 'c')" % rows[-1][0] in shown[2]
+
+
 def test_in_a_pipeline(conn):
     cur = conn.cursor()
     with conn.pipeline():

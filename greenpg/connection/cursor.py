@@ -16,14 +16,13 @@ from .bulk.copy_file import FileCopyMixin
 from .bulk.executemany import run_pages, run_returning
 from .bulk.fetchall import BIG_ROWS, fetch_in_turns, iterate_in_turns
 from .guarded_cursor import Params, Query, Row
-from .lazy_begin import execute_first
+from .lazy_begin import execute_first, is_autocommit
 from .occupants import AT_REST
 from .prepared.preparing import execute_prepared
 from .rows import DictFetches
 
 _cursor = extensions.cursor
 _execute = _cursor.execute
-_autocommit: Any = extensions.connection.autocommit.__get__  # type: ignore[attr-defined]
 _READY = extensions.STATUS_READY
 _fetchall = _cursor.fetchall
 _rowcount: Any = _cursor.rowcount.__get__
@@ -66,7 +65,7 @@ class Cursor(DictFetches, FileCopyMixin):
         try:
             if self._loan is not gate.loan:
                 self._refuse_if_void("execute")
-            if conn._driver_status == _READY and not _autocommit(conn):
+            if conn._driver_status == _READY and not is_autocommit(conn):
                 execute_first(conn, self, query, vars)
             else:
                 _execute(self, query, vars)

@@ -183,6 +183,10 @@ class GuardedConnection(_connection):
     def _note_stopped_stream(self) -> None:
         self._has_stopped_stream = True
 
+    def _note_altered(self) -> None:
+        """A pool is to look at it when it comes back."""
+        self._has_altered_settings = True
+
     def _note_pipeline(self, *, is_open: bool) -> None:
         if is_open:
             self._has_altered_settings = self._has_altered_settings or _PIPELINE

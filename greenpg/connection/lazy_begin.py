@@ -26,7 +26,8 @@ from .server_errors import renumbered, text_codec
 _connection: Any = extensions.connection
 _execute = extensions.cursor.execute
 _mogrify: Any = extensions.cursor.mogrify
-_autocommit = _connection.autocommit.__get__
+#: Whether a connection is in autocommit, without asking who is inside.
+is_autocommit: Any = _connection.autocommit.__get__
 _isolation_level = _connection.isolation_level.__get__
 _readonly = _connection.readonly.__get__
 _deferrable = _connection.deferrable.__get__
@@ -179,7 +180,7 @@ def execute_alone(conn: GuardedConnection, cur: GuardedCursor, query: Query, var
 
     The connection is READY, and psycopg2 would put nothing but BEGIN in front. The process's first takes three more.
     """
-    if _autocommit(conn):
+    if is_autocommit(conn):
         return cur.execute(query, vars)
     word = conn._status_word
     if word is not None and not driver_status.is_proven:

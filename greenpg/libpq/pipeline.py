@@ -142,21 +142,14 @@ class PipelineReader:
                 self._clear(address)
                 continue
             self._is_answered = True
-            if status in _DONE:
-                statement.answer(address, status)
-                # The end of an answer is known without waiting: libpq has noted it with the answer.
-                if not (surplus := get_result(pgconn)):
-                    self._is_answered = False
-                    pending.popleft()
-                else:
-                    self._clear(surplus)
-                continue
-            if status in _ABORTING:
-                self.is_aborted = True
-            elif status in _COPIES:
+            if status in _COPIES:
                 self._clear(address)
                 return LOST  # nothing in pipeline mode can end it
+            self.is_aborted |= status in _ABORTING
             statement.answer(address, status)
+            if status in _DONE and not get_result(pgconn):  # doesn't wait: libpq knows the end with the answer
+                self._is_answered = False
+                pending.popleft()
         return MORE
 
 

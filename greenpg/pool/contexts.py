@@ -15,7 +15,7 @@ import psycopg2.errors
 from ..connection.connection import AnyCursor, Connection
 from ..connection.deadlines import rollback_deadline
 from ..connection.guarded_cursor import Params, Query
-from ..connection.lazy_begin import execute_alone
+from ..connection.lazy_begin import execute_alone, is_autocommit
 from ..connection.transaction import Transaction, TransactionOptions, end_transaction
 from ..errors import COMMITTED, ROLLED_BACK, UNKNOWN, commit_outcome, is_interruption, note_commit_outcome
 from ..hubs import hub
@@ -117,7 +117,7 @@ class CursorContext(Block, Generic[AnyCursor]):
         except BaseException:
             give_back(self._core, slot)
             raise
-        if not conn.autocommit:
+        if not is_autocommit(conn):
             conn._blocks.append(self)
         return cursor  # type: ignore[return-value]
 
@@ -248,7 +248,9 @@ def run_one_shot(
     conn, is_done = slot.conn, False
     try:
         cur = conn.cursor(None, cursor_factory)
-        is_transaction = not conn.autocommit and (slot.settings.puts_more_into_begin or conn._tells_commit is not None)
+        is_transaction = (slot.settings.puts_more_into_begin or conn._tells_commit is not None) and not is_autocommit(
+            conn
+        )
         try:
             if is_transaction:
                 with conn.transaction():

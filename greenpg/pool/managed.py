@@ -276,7 +276,11 @@ class ManagedPool(Generic[ConnT]):
         return self._core.ledger.max_size
 
     def get_stats(self) -> dict[str, int]:
-        """psycopg_pool's counters and measures by name, and some more; times are in milliseconds. Doesn't suspend."""
+        """psycopg_pool's counters and measures by name, and some more; times are in milliseconds. Doesn't suspend.
+
+        Other than there, `usage_ms` has the loans of `getconn()`, too, and `requests_errors` also what got a
+        `PoolTimeout` because of `timeout=0`.
+        """
         ledger = self._core.ledger
         measures = {
             "pool_min": ledger.min_size,

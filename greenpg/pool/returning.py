@@ -168,7 +168,7 @@ def _clean_up(core: PoolCore, slot: Slot) -> None:
     """
     with core.mutex:
         core.ledger.move(slot, RESETTING)
-    if core.options.only_rolls_back or core.is_closed:
+    if (core.options.only_rolls_back and not slot.needs_reset) or core.is_closed:
         _clean_or_replace(core, slot)
         return
     try:
@@ -195,27 +195,29 @@ def _clean_or_replace(core: PoolCore, slot: Slot) -> None:
             core.note_rest()
 
 
+def _note_bad(core: PoolCore, conn: Connection, reason: str) -> None:
+    core.stats.returns_bad += 1
+    core.note_eviction(conn, reason)
+
+
 def _clean(core: PoolCore, slot: Slot) -> bool:
     conn, options = slot.conn, core.options
     status = conn.info.transaction_status
     if core.is_closed:
         return False
     if conn._gate.owner is not None and not isinstance(conn._gate.owner, Occupant):
-        core.stats.returns_bad += 1
         logger.warning("pool %r: closing connection returned while a task was waiting in it: %s", options.name, conn)
-        core.note_eviction(conn, "it was returned while a task was waiting in it")
+        _note_bad(core, conn, "it was returned while a task was waiting in it")
         return False
     if status == extensions.TRANSACTION_STATUS_UNKNOWN:
-        core.stats.returns_bad += 1
         logger.warning("pool %r: discarding closed connection: %s", options.name, conn)
-        core.note_eviction(conn, "it was closed")
+        _note_bad(core, conn, "it was closed")
         if conn.closed == LOST:
             core.suspect_all()
         return False
     if status == extensions.TRANSACTION_STATUS_ACTIVE:
-        core.stats.returns_bad += 1
         logger.warning("pool %r: closing connection returned while a statement was running: %s", options.name, conn)
-        core.note_eviction(conn, "it was returned while a statement was running")
+        _note_bad(core, conn, "it was returned while a statement was running")
         return False
     try:
         with DeadlineBlock(conn._gate, ROLLBACK_TIMEOUT):
@@ -225,7 +227,7 @@ def _clean(core: PoolCore, slot: Slot) -> bool:
             return False
         if slot.is_doubted:
             slot.suspect()  # since the return looked like a sign of life
-        if options.reset == "session":
+        if options.reset == "session" or slot.needs_reset:
             conn._put_back(slot.bare_settings, slot.bare_attachments)
         elif conn._has_altered_settings or conn.notices or conn.notifies:
             conn._put_back(slot.settings)
@@ -233,9 +235,11 @@ def _clean(core: PoolCore, slot: Slot) -> bool:
         if is_interruption(error):
             raise
         logger.warning("pool %r: rollback failed: %s. Discarding connection %s", options.name, error, conn)
-        core.note_eviction(conn, f"its rollback failed: {describe(error)}")
+        _note_bad(core, conn, f"its rollback failed: {describe(error)}")
         return False
-    return options.only_rolls_back or _reset(core, conn)
+    needs_reset = slot.needs_reset
+    slot.was_reset()
+    return (options.only_rolls_back and not needs_reset) or _reset(core, conn, needs_reset)
 
 
 def _roll_back(core: PoolCore, conn: Connection, status: int) -> None:
@@ -256,22 +260,22 @@ def _roll_back(core: PoolCore, conn: Connection, status: int) -> None:
         raise RuntimeError(f"the status is {status_name(status)} afterwards")
 
 
-def _reset(core: PoolCore, conn: Connection) -> bool:
+def _reset(core: PoolCore, conn: Connection, needs_reset: bool) -> bool:
     options = core.options
     try:
-        if callable(options.reset):
-            with DeadlineBlock(conn._gate, _RESET_TIMEOUT):
-                options.reset(conn)
-        elif lends_sessions(find_mode(core, conn)):
+        if (needs_reset or not callable(options.reset)) and lends_sessions(find_mode(core, conn)):
             with DeadlineBlock(conn._gate, _RESET_TIMEOUT):
                 reset_session(conn)
             if options.configure is not None:
                 options.configure(conn)
+        if callable(options.reset):
+            with DeadlineBlock(conn._gate, _RESET_TIMEOUT):
+                options.reset(conn)
     except Exception as error:
         if is_interruption(error):
             raise
         logger.warning("pool %r: error resetting connection: %s", options.name, error)
-        core.note_eviction(conn, f"its reset failed: {describe(error)}")
+        _note_bad(core, conn, f"its reset failed: {describe(error)}")
         return False
     status = conn.info.transaction_status
     if status != IDLE_STATUS:
@@ -281,6 +285,7 @@ def _reset(core: PoolCore, conn: Connection) -> bool:
             status_name(status),
             options.reset,
         )
+        _note_bad(core, conn, "its reset left a transaction open")
         return False
     return True
 

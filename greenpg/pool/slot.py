@@ -75,6 +75,7 @@ class Slot:
         "is_suspect",
         "lent_at",
         "lent_by",
+        "needs_reset",
         "notices",
         "notifies",
         "opened_at",
@@ -102,6 +103,8 @@ class Slot:
         self.unchecked_until = 0.0
         #: Connections of its age were found dead: it needs a ping.
         self.is_suspect = False
+        #: Its borrower has left something in the session, which is taken back whatever the pool's `reset` is.
+        self.needs_reset = False
         #: While somebody has it: who has lent it, since when, and a reference (`hub().hold()`) to the
         #: task it was lent to.
         self.lent_by: Lending | None = None
@@ -158,6 +161,15 @@ class Slot:
     def condemn(self) -> None:
         """The connection isn't to be lent again, but replaced when it comes back."""
         self.generation = _CONDEMNED
+
+    def want_reset(self) -> None:
+        """The session is to be reset when the connection comes back."""
+        self.needs_reset = True
+        self.conn._note_altered()
+
+    def was_reset(self) -> None:
+        """It has been; or won't be any more."""
+        self.needs_reset = False
 
     def suspect(self) -> None:
         """The connection needs a ping before it is lent again."""

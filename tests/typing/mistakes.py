@@ -79,6 +79,9 @@ def pools(pool: ConnectionPool, dsn: str) -> None:
     pool.get_stats().requests  # mistake
     pool.timeout = "10"  # mistake
     pool.min_siez  # mistake
+    greenpg.LeasedConnection("dbname=app")  # mistake
+    greenpg.LeasedConnection(pool).sticky(1)  # mistake
+    greenpg.LeasedConnection(pool).execute(1)  # mistake
 
 
 def transfer(conn: Connection) -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from psycopg2.extras import DictCursor, RealDictCursor
 from psycopg2.sql import SQL, Identifier
 
 import greenpg
-from greenpg import Connection, ConnectionPool, Cursor, RowDict, ServerCursor, Transaction, errors
+from greenpg import Connection, ConnectionPool, Cursor, LeasedCursor, RowDict, ServerCursor, Transaction, errors
 
 if TYPE_CHECKING:
     from typing_extensions import assert_type
@@ -435,6 +436,50 @@ def seeing(pool: ConnectionPool) -> None:
         assert_type(served.path, Path)
 
 
+def leased(pool: ConnectionPool) -> None:
+    conn = greenpg.LeasedConnection(pool, timeout=5)
+    assert_type(conn.cursor(), LeasedCursor)
+    cur = assert_type(conn.execute("SELECT %s", (1,), prepare=False), LeasedCursor)
+    cur.execute("SELECT 1")
+    cur.fetchone()
+    cur.arraysize, cur.itersize, cur.tzinfo_factory, cur.row_factory = 10, 100, None, None
+    assert cur.mogrify("SELECT %s", (1,)) == b"SELECT 1" and cur.scrollable is None
+    cur.setinputsizes(())
+    cur.setoutputsize(1)
+    assert_type([cur.rowcount, cur.rownumber, cur.lastrowid], "list[int]")
+    assert cur.description is not None and cur.description[0].name == "?column?"
+    assert_type(conn.is_leased, bool)
+    assert_type([conn.get_transaction_status(), conn.info.transaction_status], "list[int]")
+    assert_type([conn.isexecuting(), conn.is_stuck], "list[bool]")
+    assert_type(conn.encoding, str)
+    conn.commit()
+    conn.autocommit = True
+    cur.executemany("SELECT %s", [(1,)], returning=True)
+    assert cur.nextset() is None
+    with conn, conn.cursor("named", withhold=True) as named:
+        named.execute("SELECT 1")
+    with conn.transaction(readonly=True) as transaction:
+        assert_type(transaction.connection, Connection)
+    with conn.pipeline() as p:
+        assert_type(p, "greenpg.Pipeline[Connection]")
+    with conn.sticky() as real:
+        assert_type(real, Connection)
+    conn.stick()
+    conn.unstick()
+    assert_type(conn.closed, int)
+    assert_type(conn.get_backend_pid(), int)
+    assert_type(conn.get_dsn_parameters(), "dict[str, str]")
+    assert_type(conn.get_parameter_status("TimeZone"), "str | None")
+    assert_type(conn.protocol_version + conn.server_version + conn.async_ + conn.poll(), int)
+    assert conn.pool is pool
+    errors = (conn.Error, conn.DatabaseError, conn.DataError, conn.OperationalError, conn.IntegrityError)
+    with contextlib.suppress(
+        *errors, conn.ProgrammingError, conn.InterfaceError, conn.InternalError, conn.NotSupportedError, conn.Warning
+    ):
+        conn.fileno()
+    conn.close()
+
+
 def main(dsn: str) -> None:
     conn = greenpg.connect(dsn)
     settings(conn)
@@ -442,6 +487,7 @@ def main(dsn: str) -> None:
     transactions(conn)
     with greenpg.ConnectionPool(dsn, min_size=1) as piped:
         pipelines(conn, piped)
+        leased(piped)
     large_objects(conn)
     logging_sql(conn)
     failures(conn)

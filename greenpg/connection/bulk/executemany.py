@@ -22,7 +22,7 @@ from ...libpq.pipeline import is_supported as has_pipelines
 from ..guarded_connection import GuardedConnection
 from ..guarded_cursor import GuardedCursor, Params, Query
 from ..interrupting import cut_off, note_first
-from ..lazy_begin import show_refused
+from ..lazy_begin import is_autocommit, show_refused
 from ..occupants import Occupant
 from ..server_errors import text_codec
 from .channel import ConnectionLost
@@ -34,7 +34,6 @@ from .row_errors import SEPARATOR, error_of_page, note_row
 _cursor = extensions.cursor
 _execute: Any = _cursor.execute
 _mogrify: Any = _cursor.mogrify
-_autocommit: Any = extensions.connection.autocommit.__get__  # type: ignore[attr-defined]
 _ALIKE = re.compile(rb"\s*(?:INSERT|UPDATE|DELETE|MERGE|SELECT|WITH|VALUES)\b", re.IGNORECASE)
 _IDLE = extensions.TRANSACTION_STATUS_IDLE
 _INTRANS = extensions.TRANSACTION_STATUS_INTRANS
@@ -62,7 +61,7 @@ def run_pages(cursor: GuardedCursor, query: Query, vars_list: Iterable[Params]) 
         return
     statement = _joinable(query, conn, cursor)
     status = conn.get_transaction_status()
-    is_alone = status == _IDLE and _autocommit(conn) and has_pipelines()
+    is_alone = status == _IDLE and is_autocommit(conn) and has_pipelines()
     if statement is not None and is_alone and _is_alike_in_a_block(statement):
         _run_each_by_itself(call, query, rows)
     elif statement is None or status != _INTRANS:
@@ -76,7 +75,7 @@ def run_pages(cursor: GuardedCursor, query: Query, vars_list: Iterable[Params]) 
 def run_returning(cursor: GuardedCursor, query: Query, vars_list: Iterable[Params]) -> None:
     """`Cursor.executemany(returning=True)`."""
     conn = cursor.connection
-    is_alone = bool(_autocommit(conn)) and conn.get_transaction_status() == _IDLE
+    is_alone = bool(is_autocommit(conn)) and conn.get_transaction_status() == _IDLE
     batch = conn._execute_rows(cursor, query, vars_list, is_alone, True, (0, 0))
     if batch.kept:
         batch.show()

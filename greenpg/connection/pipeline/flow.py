@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import psycopg2
 import psycopg2.errors
@@ -28,14 +27,13 @@ from ...errors import (
 from ..bulk.channel import ConnectionLost
 from ..guarded_connection import GuardedConnection
 from ..interrupting import cut_off, note_first
-from ..lazy_begin import begin_of
+from ..lazy_begin import begin_of, is_autocommit
 from .channel import PipelineChannel
 from .pipelined_cursor import PipelinedCursor
 from .statement import PipelinedStatement, add_note
 
 logger = logging.getLogger("greenpg.connection")
 
-_autocommit: Any = extensions.connection.autocommit.__get__  # type: ignore[attr-defined]
 _READY, _BEGIN = extensions.STATUS_READY, extensions.STATUS_BEGIN
 _IDLE = extensions.TRANSACTION_STATUS_IDLE
 
@@ -139,15 +137,15 @@ class Flow:
             self.settle()
         conn = self._conn
         status = conn._driver_status
-        is_autocommit = bool(_autocommit(conn))
+        is_alone = bool(is_autocommit(conn))
         if status not in (_READY, _BEGIN) or (
-            status == _READY and not is_autocommit and (conn._status_word is None or not driver_status.is_proven)
+            status == _READY and not is_alone and (conn._status_word is None or not driver_status.is_proven)
         ):
             return False
         channel = self._idle_channel or PipelineChannel(conn, conn._gate.waiter_of(conn))
         channel.enter()
         # A COMMIT that was executed leaves psycopg2 without a transaction, but thinking that there is one.
-        has_no_transaction = is_autocommit or (status == _BEGIN and conn.get_transaction_status() == _IDLE)
+        has_no_transaction = is_alone or (status == _BEGIN and conn.get_transaction_status() == _IDLE)
         self.is_plain, self._syncs_each = is_plain, has_no_transaction and not is_plain
         self._channel = self._idle_channel = channel
         return True

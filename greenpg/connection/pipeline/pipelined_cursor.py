@@ -24,6 +24,7 @@ _rownumber: Any = _cursor.rownumber.__get__
 _fetchone: Any = _cursor.fetchone
 _fetchmany: Any = _cursor.fetchmany
 _next: Any = _cursor.__next__
+_nextset: Any = _cursor.nextset
 
 #: The clock is looked at after so many rows.
 _CHUNK_ROWS = 200
@@ -38,9 +39,9 @@ class PipelinedCursor(Cursor):
     # _statement, and psycopg2's own query of that time: another one means that psycopg2 has executed something since.
     _pipelined: tuple[Any, PipelinedStatement] | None = None
 
-    #: Of executemany(): the statements that come after the one that is shown; the sum of row counts, until another one
-    #: is shown.
+    #: Of executemany(returning=True): the statements that come after the one that is shown.
     _next_sets: list[PipelinedStatement] | None = None
+    #: Of any executemany(): the sum of row counts, until another one is shown.
     _total: int | None = None
 
     def _show(self, statement: PipelinedStatement) -> None:
@@ -49,8 +50,12 @@ class PipelinedCursor(Cursor):
     def _show_sets(self, statements: list[PipelinedStatement], total: int) -> None:
         """The first of them; `nextset()` and `results()` go on."""
         self._next_sets = statements[:0:-1]
+        self._show_sum(statements[0], total)
+
+    def _show_sum(self, statement: PipelinedStatement, total: int) -> None:
+        """The last one, of those whose results aren't kept."""
         self._total = total
-        self._show(statements[0])
+        self._show(statement)
         if isinstance(self, DictCursorBase):  # psycopg2's executemany() never has rows, so it isn't told
             self.__dict__.update(_query_executed=True, column_mapping=[], index=OrderedDict())
 
@@ -78,7 +83,7 @@ class PipelinedCursor(Cursor):
     def close(self) -> None:
         """As psycopg2's. Until then it keeps its rows, also if its connection is closed."""
         shown = self._shown()
-        if shown is not None and not (shown.rowcount_is_known and shown.rows is None):
+        if shown is not None and not shown.is_told_without_rows:
             self._pipelined = None
         super().close()
 
@@ -193,19 +198,25 @@ class PipelinedCursor(Cursor):
         return row
 
     def nextset(self) -> bool | None:  # type: ignore[override]  # psycopg2 has none
-        """Go to the next row's result after `executemany(returning=True)`, as psycopg 3's; None if there is none."""
+        """Go to the next row's result after `executemany(returning=True)`, as psycopg 3's; None if there is none.
+
+        After anything else psycopg2's, which raises `psycopg2.NotSupportedError`.
+        """
+        if self._shown() is None or self._next_sets is None:
+            return _nextset(self)  # type: ignore[no-any-return]
         self._total = None
-        if self._shown() is None or not self._next_sets:
+        if not self._next_sets:
             return None
         self._show(self._next_sets.pop())
         return True
 
     def results(self: T) -> Iterator[T]:
-        self._total = None
+        if self._next_sets is not None:
+            self._total = None
         return super().results()
 
     def _has_next_set(self) -> bool:
-        return bool(self.nextset())
+        return self._next_sets is not None and bool(self.nextset())
 
     def scroll(self, value: int, mode: Literal["relative", "absolute"] = "relative") -> None:
         """Move to another row, as psycopg2's. Suspends as `fetchone()` does."""

@@ -82,7 +82,7 @@ class Batch:
     def show_last(self) -> None:
         """The cursor is as after psycopg2's own `executemany()`."""
         if self._last is not None:
-            self._cursor._show_sets([self._last], self.rowcount)
+            self._cursor._show_sum(self._last, self.rowcount)
 
     def show_interrupted(self) -> None:
         """The cursor is as after psycopg2's own when there was no next row, or it has been refused: then it says how
@@ -94,7 +94,7 @@ class Batch:
 
     def raise_failed(self) -> None:
         if self.failed is not None:
-            self._cursor._show_sets([self.failed], -1)
+            self._cursor._show_sum(self.failed, -1)
             raise self.failed.error(self._cursor)
 
 

@@ -109,6 +109,11 @@ class PipelinedStatement:
         return self.is_over and self._failure is None and not self._passed_over
 
     @property
+    def is_told_without_rows(self) -> bool:
+        """Nothing of it is left to be fetched or raised."""
+        return self.rows is None and (self.rowcount_is_known or (self._failure is not None and self.is_told))
+
+    @property
     def is_fatal(self) -> bool:
         """The server ends the connection."""
         failure = self._failure

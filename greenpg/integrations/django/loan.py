@@ -1,4 +1,4 @@
-"""One connection, borrowed for a `DatabaseWrapper`: it goes back once, by whoever is first to say so.
+"""One connection, borrowed (or leased) for a `DatabaseWrapper`: it goes back once, by whoever is first to say so.
 
 That is the wrapper's `close()`; or the end of the task that borrowed it; or the end of the wrapper itself. And a forked
 child has nothing to give back.
@@ -15,6 +15,7 @@ from typing import Any
 import psycopg2
 
 from ...hubs import hub
+from ...pool.leased.connection import LeasedConnection
 from ...pool.pool import ConnectionPool
 
 logger = logging.getLogger("greenpg.django")
@@ -63,7 +64,15 @@ class Loan:
         try:
             self._close_cursors()
         finally:
-            self.pool.putconn(conn)
+            if isinstance(conn, LeasedConnection):
+                conn.close()
+            else:
+                self.pool.putconn(conn)
+
+    @property
+    def holds_nothing(self) -> bool:
+        """It is a lease's, which has no connection at present."""
+        return isinstance(self.conn, LeasedConnection) and not self.conn.is_leased
 
     def _close_cursors(self) -> None:
         for cursor in list(self.cursors):

@@ -16,7 +16,9 @@ DEFAULTS: Mapping[str, Any] = {"min_size": 0, "max_size": 10, "fail_fast": True}
 
 #: The engine's own business.
 _NOT_OPTIONS = {"self", "conninfo", "kwargs", "open", "close_returns"}
-_KNOWN = sorted(set(inspect.signature(ConnectionPool).parameters) - _NOT_OPTIONS)
+#: And beside the pool's own: how long a connection is borrowed for, see `leases_by_transaction()`.
+_LEASE = "lease"
+_KNOWN = sorted(set(inspect.signature(ConnectionPool).parameters) - _NOT_OPTIONS | {_LEASE})
 
 Key = tuple[str, str]
 
@@ -41,6 +43,11 @@ def pool_options(settings_dict: Mapping[str, Any]) -> dict[str, Any] | None:
             f'OPTIONS["pool"] has {", ".join(map(repr, unknown))}, which a pool doesn\'t know. '
             f"It knows {', '.join(_KNOWN)}"
         )
+    if options.get(_LEASE, "request") not in ("request", "transaction"):
+        raise ImproperlyConfigured(
+            f'"lease" of OPTIONS["pool"] must be "request", or "transaction": then a connection goes back after each '
+            f"transaction, and without one after each query. It is {options[_LEASE]!r}"
+        )
     if settings_dict.get("CONN_MAX_AGE", 0) != 0:
         raise ImproperlyConfigured(
             "Pooling doesn't support persistent connections: it's the pool that keeps them. Set CONN_MAX_AGE to 0; how "
@@ -49,6 +56,11 @@ def pool_options(settings_dict: Mapping[str, Any]) -> dict[str, Any] | None:
     if "max_size" not in options:
         options["max_size"] = max(DEFAULTS["max_size"], options.get("min_size") or 0)
     return {**DEFAULTS, **options}
+
+
+def leases_by_transaction(options: Mapping[str, Any]) -> bool:
+    """Whether a task has a connection for as long as a transaction, or else a query, lasts; not until its end."""
+    return options.get(_LEASE) == "transaction"
 
 
 def find_pool(key: Key, make: Callable[[], ConnectionPool]) -> ConnectionPool:

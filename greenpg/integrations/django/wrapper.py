@@ -20,12 +20,13 @@ from django.db.utils import DatabaseErrorWrapper
 
 from ...errors import PoolClosed, is_interruption
 from ...hubs import hub
+from ...pool.leased.connection import LeasedConnection
 from ...pool.pool import ConnectionPool
 from .checks import DatabaseValidation
 from .creation import DatabaseCreation
 from .green import ensure_green, renew_connections
 from .loan import Loan, reclaim
-from .pools import close_pools, find_pool, is_known, pool_options
+from .pools import close_pools, find_pool, is_known, leases_by_transaction, pool_options
 
 #: Entries of OPTIONS that are neither libpq's nor psycopg2's.
 _NOT_PARAMETERS = ("pool", "server_side_binding")
@@ -83,6 +84,7 @@ class PooledWrapper(BaseDatabaseWrapper):
         if self.settings_dict["CONN_HEALTH_CHECKS"]:
             options.setdefault("check", ConnectionPool.check_connection)
         options.setdefault("name", f"django {self.alias}")
+        options.pop("lease", None)
         configure = functools.partial(
             _configure,
             time_zone=self.timezone_name,
@@ -132,6 +134,9 @@ class PooledWrapper(BaseDatabaseWrapper):
         """Borrow one if there's none; not within a block whose connection is gone (Django before 5.1 would)."""
         if self.connection is None and self.in_atomic_block and self.closed_in_transaction:
             raise ProgrammingError("Cannot open a new connection in an atomic block.")
+        loan = self._loan
+        if loan is not None and loan.holds_nothing and not is_known(loan.pool) and not self.in_atomic_block:
+            self.close()  # its pool has been closed: there is another one to be had
         if self.connection is None and renew_connections(self):
             self._thread_ident = _thread.get_ident()
         super().ensure_connection()
@@ -144,9 +149,12 @@ class PooledWrapper(BaseDatabaseWrapper):
         self._let_go()
         level = self._isolation_level()
         self.isolation_level = IsolationLevel.READ_COMMITTED if level is None else level
-        loan = Loan(pool, self._borrow(pool, conn_params), self)
+        leases = leases_by_transaction(pool_options(self.settings_dict) or {})
+        loan = Loan(pool, LeasedConnection(pool) if leases else self._borrow(pool, conn_params), self)
         self._loan = loan
         try:
+            if leases:
+                loan.conn.autocommit = True  # as all of the pool's
             _set_time_zone(loan.conn, self.timezone_name)
         except BaseException:
             self._let_go()

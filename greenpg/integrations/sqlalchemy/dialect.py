@@ -15,9 +15,10 @@ from ...connection.connect.connecting import connect
 from ...connection.connection import Connection
 from ...connection.patching import psycopg2_connects_green
 from ...pool.health import close_quietly, is_alive
+from ...pool.leased.connection import LeasedConnection
 from .keeping import keep_connection
 from .pool import GreenpgPool
-from .record import SlotRecord
+from .record import LeaseRecord, SlotRecord
 
 
 class PGDialect_greenpg(PGDialect_psycopg2):  # named as SQLAlchemy names its own
@@ -60,6 +61,8 @@ class PGDialect_greenpg(PGDialect_psycopg2):  # named as SQLAlchemy names its ow
 
     def do_ping(self, dbapi_connection: Any) -> bool:
         """A look at the socket: no round trip, doesn't suspend. What is wrapped in something else gets a real ping."""
+        if isinstance(dbapi_connection, LeasedConnection):
+            return True  # its pool looks when it leases one
         if not isinstance(dbapi_connection, Connection):
             return bool(super().do_ping(dbapi_connection))
         if not is_alive(dbapi_connection):
@@ -89,4 +92,4 @@ class PGDialect_greenpg(PGDialect_psycopg2):  # named as SQLAlchemy names its ow
 def _is_abandoned(fairy: Any) -> bool:
     """Garbage is collected wherever it happens to be: in the hub, too, where nothing can wait."""
     record = getattr(fairy, "_connection_record", None)
-    return isinstance(record, SlotRecord) and record.is_abandoned
+    return isinstance(record, SlotRecord | LeaseRecord) and record.is_abandoned

@@ -12,12 +12,15 @@ from sqlalchemy.engine import ExceptionContext
 
 from ...connection.connection import Connection
 from ...errors import is_interruption
+from ...pool.leased.connection import LeasedConnection
 
 
 def is_kept(error: BaseException, conn: Any) -> bool:
     """Whether greenpg has saved the connection from the exception: it was thrown into a wait, and nobody is inside."""
-    if not (is_interruption(error) and isinstance(conn, Connection)) or conn.closed:
+    if not (is_interruption(error) and isinstance(conn, Connection | LeasedConnection)) or conn.closed:
         return False
+    if isinstance(conn, LeasedConnection):
+        return True
     return conn._gate.owner is conn._gate.free
 
 

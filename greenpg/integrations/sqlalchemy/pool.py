@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from psycopg2 import extensions
 from sqlalchemy import exc
@@ -16,12 +16,13 @@ from ...connection.connection import Connection
 from ...errors import PoolTimeout
 from ...hubs import hub
 from ...pool.core import PoolCore
+from ...pool.leased.connection import LeasedConnection
 from ...pool.lending import lend
 from ...pool.opening import connect_for, start_workers
 from ...pool.pool import ConnectionPool
 from ...pool.returning import give_back
 from ...pool.slot import Slot
-from .record import SlotRecord
+from .record import LeaseRecord, SlotRecord
 
 logger = logging.getLogger("greenpg.pool")
 
@@ -42,6 +43,8 @@ class GreenpgPool(Pool):
     `pool_pre_ping`, `pool_reset_on_return` ...; and greenpg's `max_waiting`, `check_idle`, `statement_deadline`,
     `leak_after`, `histograms`: see `greenpg.ConnectionPool`.
 
+    `lease`: "checkout" (default), or "transaction": what is checked out is a `greenpg.LeasedConnection`, which has a
+    connection only while a transaction is open, or in autocommit a statement is under way.
     `connection_pool`: a `greenpg.ConnectionPool` to share with code that uses greenpg directly, whose sizes, timeout
     and way to connect are used instead. `greenpg_pool` is the one there is in any case.
     Its methods don't suspend, but for `connect()` and what gives connections back.
@@ -60,8 +63,11 @@ class GreenpgPool(Pool):
         statement_deadline: float | None = None,
         leak_after: float | None = None,
         histograms: bool = False,
+        lease: Literal["checkout", "transaction"] = "checkout",
         **kw: Any,
     ) -> None:
+        if lease not in ("checkout", "transaction"):
+            raise exc.ArgumentError(f'lease must be "checkout" or "transaction", not {lease!r}')
         if use_lifo:
             raise exc.ArgumentError(
                 "pool_use_lifo can't be had with greenpg's pool, which lends connections strictly in turn; it closes "
@@ -88,7 +94,10 @@ class GreenpgPool(Pool):
             "statement_deadline": statement_deadline,
             "leak_after": leak_after,
             "histograms": histograms,
+            "lease": lease,
         }
+        self._leases = lease == "transaction"
+        self._has_connected = False
         if connection_pool is None:
             connection_pool = ConnectionPool(
                 _no_conninfo,
@@ -143,6 +152,20 @@ class GreenpgPool(Pool):
     # -- lending
 
     def _do_get(self) -> ConnectionPoolEntry:
+        if self._leases:
+            if not self._has_connected:  # the dialect learns of the server when the first one connects
+                give_back(self._core, self._lend())
+                self._has_connected = True
+            return LeaseRecord(self, self._make_lease)
+        return self._record_of(self._lend_slot())
+
+    def _lend(self) -> Slot:
+        """For a `LeasedConnection`: the slot of a connection that the engine has seen. Suspends."""
+        slot = self._lend_slot()
+        self._record_of(slot)
+        return slot
+
+    def _lend_slot(self) -> Slot:
         core = self._core
         try:
             slot = lend(core, self._time_to_wait(core))
@@ -152,7 +175,10 @@ class GreenpgPool(Pool):
                 f"{error}",
                 code="3o7r",
             ) from error
-        return self._record_of(slot) if self._is_shared else slot.record
+        return slot
+
+    def _make_lease(self) -> LeasedConnection:
+        return LeasedConnection._by(self.greenpg_pool, self._lend)
 
     def _time_to_wait(self, core: PoolCore) -> float | None:
         """SQLAlchemy's timeout is for waiting until somebody returns a connection, not for opening one."""
@@ -162,7 +188,9 @@ class GreenpgPool(Pool):
         return None
 
     def _record_of(self, slot: Slot) -> SlotRecord:
-        """Of a slot of a shared pool. Suspends when the engine sees the slot's connection for the first time."""
+        """Suspends when the engine sees a shared pool's connection for the first time."""
+        if not self._is_shared:
+            return slot.record  # type: ignore[no-any-return]
         if slot.record is None:
             slot.record = {}
         record: Any = slot.record.get(self)
@@ -179,6 +207,9 @@ class GreenpgPool(Pool):
         return record  # type: ignore[no-any-return]
 
     def _do_return_conn(self, record: Any) -> None:
+        if isinstance(record, LeaseRecord):
+            record.end(commits=self._reset_on_return is ResetStyle.reset_commit)
+            return
         core, slot = self._core, record.slot
         if slot.lent_by is not core:
             return  # lent in the process that this one was forked from

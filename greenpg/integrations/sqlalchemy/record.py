@@ -1,10 +1,11 @@
-"""`SlotRecord`: SQLAlchemy's record of a pooled connection, for a slot of a greenpg pool."""
+"""SQLAlchemy's record of a pooled connection: `SlotRecord` for a slot of a greenpg pool, `LeaseRecord` for a lease."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import engine
@@ -15,6 +16,7 @@ from ...connection.connection import Connection
 from ...connection.session_settings import SessionSettings
 from ...hubs import hub
 from ...pool.core import PoolCore
+from ...pool.leased.connection import LeasedConnection
 from ...pool.returning import give_back, note_error
 from ...pool.slot import Slot
 from .keeping import is_kept
@@ -112,6 +114,64 @@ class SlotRecord(_ConnectionRecord):
             task = hub().current()
             ended = functools.partial(_task_ended, weakref.ref(self), weakref.ref(connection), hash(task), slot.lent_at)
             slot.watch_end(hub().on_end(task, ended))
+
+
+class LeaseRecord(_ConnectionRecord):
+    """Of a `LeasedConnection`; it lives as long as that is checked out."""
+
+    __slots__ = ("_make", "_was_abandoned")
+
+    def __init__(self, pool: Pool, make: Callable[[], LeasedConnection]) -> None:
+        super().__init__(pool, connect=False)
+        self._make = make
+        self._was_abandoned = False
+        self.dbapi_connection: Any = make()
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Who had the connection checked out is garbage."""
+        return self.fairy_ref is not None and self.fairy_ref() is None
+
+    def get_connection(self) -> Any:
+        """The connection, a new one if it was invalidated. Doesn't suspend."""
+        if self.dbapi_connection is None or self.dbapi_connection.closed:
+            self.dbapi_connection = self._make()
+        return self.dbapi_connection
+
+    def checkin(self, _fairy_was_created: bool = True) -> None:
+        """End the lease, whatever the handlers of events do. Suspends if there is one."""
+        self._was_abandoned = self.is_abandoned
+        try:
+            super().checkin(_fairy_was_created)
+        except BaseException:
+            self.end(commits=False)
+            raise
+
+    def _checkin_failed(self, err: BaseException, _fairy_was_created: bool = True) -> None:
+        if is_kept(err, self.dbapi_connection):
+            self.checkin(_fairy_was_created)
+        else:
+            super()._checkin_failed(err, _fairy_was_created)
+
+    def end(self, commits: bool) -> None:
+        """The checkout is over. Suspends only for a rollback; what was garbage is committed, or not, by a task."""
+        conn, self.dbapi_connection = self.dbapi_connection, None
+        if conn is None:  # it was detached, or invalidated
+            return
+        if self._was_abandoned:
+            hub().spawn(_close_abandoned, conn, commits)
+        else:
+            conn.close()
+
+
+def _close_abandoned(conn: LeasedConnection, commits: bool) -> None:
+    try:
+        if commits and not conn.closed:
+            conn.commit()
+    except Exception as error:
+        logger.warning("ending the transaction of %s, which was left checked out, failed: %s", conn, error)
+    finally:
+        conn.close()
 
 
 def _task_ended(
