@@ -57,9 +57,7 @@ class PipelineWriter:
         self._pgconn = ctypes.c_void_p(pgconn)
         self._send_query: Any = libpq_handle()["PQsendQueryParams"]
         # Before libpq 17 a Sync is always flushed.
-        self._sync: Any = libpq_handle()[
-            "PQsendPipelineSync" if has_function("PQsendPipelineSync") else "PQpipelineSync"
-        ]
+        self._sync = function("PQsendPipelineSync" if has_function("PQsendPipelineSync") else "PQpipelineSync")
         self._zero = ctypes.c_int(0)
 
     def enter(self) -> bool:
@@ -82,9 +80,7 @@ class PipelineWriter:
     def send_alone(self, statement: bytes) -> bool:
         """Both, in one call."""
         zero, pgconn = self._zero, self._pgconn
-        return bool(
-            self._send_query(pgconn, statement, zero, None, None, None, None, zero) and self._sync(pgconn)
-        )
+        return bool(self._send_query(pgconn, statement, zero, None, None, None, None, zero) and self._sync(pgconn))
 
     def request_answers(self) -> bool:
         """The server is to send what it has, without an end."""

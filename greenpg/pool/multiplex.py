@@ -61,8 +61,8 @@ class Multiplexer:
         """
         if query.__class__ is not str or self._is_off:
             return ELSEWHERE  # type: ignore[no-any-return]
-        verdict = self._verdicts.get(query)  # type: ignore[arg-type]
-        if not (self._verdict(query) if verdict is None else verdict):  # type: ignore[arg-type]
+        verdict = self._verdicts.get(query)
+        if not (self._verdict(query) if verdict is None else verdict):
             return ELSEWHERE  # type: ignore[no-any-return]
         now = core.now()
         line = self._line(core, now)
@@ -89,7 +89,7 @@ class Multiplexer:
         if request.failed is not None:
             raise self._noted(core, slot, request.failed, cursor)
         if request.rowcount > _LARGE_ROWS and request.rows is not None:
-            self._verdicts[query] = False  # type: ignore[index]
+            self._verdicts[query] = False
         try:
             return fetch(_Result(request, cursor))
         except BaseException as error:
