@@ -85,6 +85,11 @@ def wait_until(condition, timeout=10.0):
         hub().sleep(0.005)
 
 
+def lent(pool):
+    """How many connections the pool has lent."""
+    return pool._core.ledger.lent_count
+
+
 def psycopg2s_executemany(cur, query, rows):
     """psycopg2's own executemany()."""
     cur.connection._gate.call = "executemany"

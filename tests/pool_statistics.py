@@ -51,6 +51,19 @@ class Counted:
             assert time.monotonic() < end
             time.sleep(0.005)
 
+    def refilled(self, pool):
+        """The pool, once it has a connection to lend again."""
+        self.until(lambda: pool.get_stats().get("pool_available"))
+        return pool
+
+    def with_one_waiting(self, **options):
+        """A pool, its only connection, and what waits for the end of the task that waits for that."""
+        pool = self.pool(max_size=1, **options)
+        conn = self.taken(pool)
+        join = self.run(lambda: pool.putconn(pool.getconn()))
+        self.until(lambda: pool.get_stats().get("requests_waiting"))
+        return pool, conn, join
+
     def terminate(self):
         pool = self.make(self.dsn.replace("counted", "other"), min_size=1, max_size=1)
         with pool.connection() as conn:
@@ -87,20 +100,14 @@ class Counted:
         return _Stopped(stats)
 
     def waited_in_line(self):
-        pool = self.pool(max_size=1)
-        conn = self.taken(pool)
-        join = self.run(lambda: pool.putconn(pool.getconn()))
-        self.until(lambda: pool.get_stats().get("requests_waiting"))
+        pool, conn, join = self.with_one_waiting()
         time.sleep(0.01)
         pool.putconn(conn)
         join()
         return pool
 
     def waits_in_line(self):
-        pool = self.pool(max_size=1)
-        conn = self.taken(pool)
-        join = self.run(lambda: pool.putconn(pool.getconn()))
-        self.until(lambda: pool.get_stats().get("requests_waiting"))
+        pool, conn, join = self.with_one_waiting()
         stats = pool.get_stats()
         pool.putconn(conn)
         join()
@@ -124,10 +131,7 @@ class Counted:
         return pool
 
     def too_many_waited(self):
-        pool = self.pool(max_size=1, max_waiting=1)
-        conn = self.taken(pool)
-        join = self.run(lambda: pool.putconn(pool.getconn()))
-        self.until(lambda: pool.get_stats().get("requests_waiting"))
+        pool, conn, join = self.with_one_waiting(max_waiting=1)
         with contextlib.suppress(self.too_many):
             pool.getconn()
         time.sleep(0.01)
@@ -150,16 +154,14 @@ class Counted:
         with contextlib.suppress(Exception):
             conn.cursor().execute("SELECT 1")
         pool.putconn(conn)
-        self.until(lambda: pool.get_stats().get("pool_available"))
-        return pool
+        return self.refilled(pool)
 
     def came_back_in_a_transaction(self):
         pool = self.pool()
         conn = self.taken(pool)
         conn.cursor().execute("SELECT 1")
         pool.putconn(conn)
-        self.until(lambda: pool.get_stats().get("pool_available"))
-        return pool
+        return self.refilled(pool)
 
     def came_back_in_error(self):
         pool = self.pool()
@@ -167,8 +169,7 @@ class Counted:
         with contextlib.suppress(Exception):
             conn.cursor().execute("SELECT 1 / 0")
         pool.putconn(conn)
-        self.until(lambda: pool.get_stats().get("pool_available"))
-        return pool
+        return self.refilled(pool)
 
     def block_failed(self):
         pool = self.pool()
@@ -184,15 +185,13 @@ class Counted:
         pool = self.pool(reset=reset)
         with pool.connection():
             time.sleep(0.005)
-        self.until(lambda: pool.get_stats().get("pool_available"))
-        return pool
+        return self.refilled(pool)
 
     def check_found_a_dead_one(self):
         pool = self.pool()
         self.terminate()
         pool.check()
-        self.until(lambda: pool.get_stats().get("pool_available"))
-        return pool
+        return self.refilled(pool)
 
     def check_found_all_well(self):
         pool = self.pool()
@@ -217,14 +216,12 @@ class Counted:
         time.sleep(0.02)
         with pool.connection():
             time.sleep(0.005)
-        self.until(lambda: pool.get_stats().get("pool_available"))
-        return pool
+        return self.refilled(pool)
 
     def drained(self):
         pool = self.pool()
         pool.drain()
-        self.until(lambda: pool.get_stats().get("pool_available"))
-        return pool
+        return self.refilled(pool)
 
     def could_not_connect(self):
         pool = self.make(self.dsn + " dbname=nowhere", min_size=1, max_size=2, reconnect_timeout=0.5, timeout=0.2)
@@ -252,7 +249,7 @@ class _Stopped:
         pass
 
 
-_NONE = {"of", "pool", "taken", "until", "terminate"}
+_NONE = {"of", "pool", "taken", "until", "refilled", "with_one_waiting", "terminate"}
 SITUATIONS = [name for name in vars(Counted) if not name.startswith("_") and name not in _NONE]
 
 

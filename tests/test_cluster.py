@@ -1,5 +1,7 @@
 """`greenpg.Cluster` on a primary and a streaming replica."""
 
+import io
+
 import psycopg2
 import psycopg2.errors
 import pytest
@@ -18,7 +20,7 @@ on_one_hub = pytest.mark.only_hub("gevent")
 
 @pytest.fixture(scope="module")
 def pair():
-    with Pair() as pair:
+    with Pair(settings={"max_prepared_transactions": 2}) as pair:
         ask(pair.primary, "CREATE TABLE counter (k int PRIMARY KEY, n int)")
         wait_until(lambda: ask(pair.replica, "SELECT to_regclass('counter')") != (None,))
         yield pair
@@ -242,6 +244,64 @@ def test_every_way_to_commit_is_noted(make_cluster, way):
                     conn.execute(statement)
     after = position_of(cluster.fetchval("SELECT pg_current_wal_insert_lsn()::text"))
     assert before < position_of(cluster.token) <= after
+
+
+@pytest.mark.parametrize(
+    "way", ["execute", "executemany", "copy", "copy_expert", "callproc", "pool", "multiplex", "2pc"]
+)
+def test_what_is_committed_without_telling_is_asked_for(make_cluster, pair, paused, way):
+    """Autocommit, and two phases: how far the log is isn't known before somebody reads."""
+    cluster = make_cluster(kwargs={"autocommit": way != "2pc"}, multiplex=1 if way == "multiplex" else 0)
+    row = "INSERT INTO counter VALUES (%s, 0) ON CONFLICT (k) DO UPDATE SET n = counter.n + 1"
+    cluster.execute("DELETE FROM counter WHERE k = 21")
+    paused.pause()
+    cluster.token = None
+    if way in ("pool", "multiplex"):
+        cluster.execute(row, (21,))
+    else:
+        with cluster.primary.connection() as conn:
+            if way == "execute":
+                conn.execute(row, (21,))
+            elif way == "executemany":
+                conn.cursor().executemany(row, [(21,)])
+            elif way == "copy":
+                with conn.cursor() as cur, cur.copy("COPY counter FROM STDIN") as copy:
+                    copy.write(b"21\t0\n")
+            elif way == "copy_expert":
+                conn.cursor().copy_expert("COPY counter FROM STDIN", io.StringIO("21\t0\n"))
+            elif way == "callproc":
+                conn.cursor().callproc("pg_logical_emit_message", [False, "test", "written"])
+            else:
+                if conn.execute("SHOW max_prepared_transactions").fetchone() == ("0",):
+                    pytest.skip("the server prepares no transactions")
+                conn.rollback()
+                conn.tpc_begin("here")
+                conn.execute(row, (21,))
+                conn.tpc_commit()
+    if way != "callproc":
+        assert read(cluster, 21) == 0
+    assert port(cluster, readonly=True) == pair.primary.port
+    assert cluster.token
+    token = cluster.token
+    cluster.token = None
+    assert port(cluster, readonly=True) == pair.replica.port
+    cluster.token = token
+    paused.resume()
+    wait_until(lambda: port(cluster, readonly=True) == pair.replica.port)
+
+
+def test_getconn_and_putconn_of_replicas(make_cluster, pair, paused):
+    cluster = make_cluster()
+    conn = cluster.replica.getconn()
+    assert conn.info.port == pair.replica.port
+    cluster.replica.putconn(conn)
+    paused.pause()
+    write(cluster, 22, 1)
+    conn = cluster.replica.getconn()
+    assert conn.info.port == pair.primary.port
+    cluster.replica.putconn(conn)
+    with pytest.raises(ValueError, match="it has been returned already"):
+        cluster.replica.putconn(conn)
 
 
 def test_commit_tells_in_the_same_round_trip(make_cluster, pair):

@@ -20,6 +20,7 @@ import greenpg
 from greenpg.connection import interrupting
 from greenpg.errors import ConnectionInUse, CopyInProgress, DeadlineExceeded
 from greenpg.hubs import hub
+from greenpg.libpq.copy_reader import CopyReader
 
 green_only = pytest.mark.only_hub("gevent", "eventlet")
 IDLE, ACTIVE, INTRANS, INERROR = (
@@ -483,6 +484,42 @@ def test_second_kill_while_ending_closes(conn, cur, monkeypatch, way):
     assert task.error is second
     assert conn.closed
     assert not is_waiting(conn)
+
+
+@pytest.mark.parametrize("way", ["to", "block"])
+def test_cancelled_before_the_rest_is_read(conn, cur, monkeypatch, way):
+    """Until it is, a server that is as fast as we are sends more and more."""
+    blocks, dropped = [], []
+    read_block = CopyReader.read_block
+    request_cancel = interrupting.request_cancel
+
+    def counted(self):
+        blocks.append(None)
+        return read_block(self)
+
+    def noted(conn, deadline):
+        dropped.append(len(blocks))
+        hub().sleep(0.05)  # the server fills what there is of buffers
+        request_cancel(conn, deadline)
+
+    monkeypatch.setattr(CopyReader, "read_block", counted)
+    monkeypatch.setattr(interrupting, "request_cancel", noted)
+
+    class Failing:
+        def write(self, data):
+            hub().sleep(0.05)
+            blocks.clear()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        if way == "to":
+            cur.copy_expert(ENDLESS, Failing())
+        else:
+            with cur.copy(ENDLESS) as copy:
+                for row in copy:
+                    Failing().write(row)
+    assert dropped[0] == 1
+    assert usable(conn)
 
 
 @green_only

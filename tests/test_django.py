@@ -338,6 +338,38 @@ def test_round_trips(counted, options):
     assert counter.of(lambda: request(alias, in_atomic=True, queries=3)) == 4
 
 
+def test_round_trips_of_bulk_statements(counted, items):
+    counter, make = counted
+    alias = make()
+    there = items.using(alias)
+
+    def create():
+        there.bulk_create([items.model(name=str(number)) for number in range(500)])
+
+    def rename(number):
+        rows = [(f"{number} {key}", key) for key in keys]
+        with connections[alias].cursor() as cur:
+            cur.executemany("UPDATE django_site_item SET name = %s WHERE id = %s", rows)
+            assert cur.rowcount == 500
+
+    def rename_in_a_transaction():
+        with transaction.atomic(using=alias):
+            rename(2)
+
+    def update():
+        there.bulk_update([items.model(id=key, name="same") for key in keys], ["name"])
+
+    assert counter.of(create) <= 3
+    keys = list(items.values_list("id", flat=True))
+    assert len(keys) == 500
+    assert counter.of(lambda: rename(1)) <= 4
+    assert counter.of(rename_in_a_transaction) <= 8
+    assert set(items.values_list("name", flat=True)) == {f"2 {key}" for key in keys}
+    assert counter.of(update) <= 3
+    assert set(items.values_list("name", flat=True)) == {"same"}
+    connections[alias].close()
+
+
 def test_round_trips_with_health_checks(counted):
     counter, make = counted
     alias = make(CONN_HEALTH_CHECKS=True)

@@ -63,6 +63,22 @@ def test_the_test_runner(dsn, admin, green, options):
         assert left == []
 
 
+@pytest.mark.parametrize("options", [[], ["--parallel", "2"]], ids=" ".join)
+def test_the_test_runner_with_an_alias_for_replicas(dsn, admin, options):
+    """TEST MIRROR: the tests know nothing of it."""
+    done = manage(
+        dsn,
+        "test",
+        "django_site.site_tests",
+        *options,
+        DJANGO_SITE_DATABASE=json.dumps({"TEST": {"NAME": "test_of_django"}}),
+        DJANGO_SITE_REPLICA=json.dumps({"ENGINE": "greenpg.integrations.django", "OPTIONS": {"replica_of": "default"}}),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Ran 5 tests" in done.stderr and "OK" in done.stderr
+    assert databases_for_tests(admin) == []
+
+
 def test_check(dsn):
     done = manage(dsn, "check", "--database", "default", DJANGO_SITE_GREEN="1")
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
@@ -156,6 +172,11 @@ def unusable_psycopg3(psycopg3):
     return psycopg3
 
 
+#: It may be installed, for the benchmarks.
+WITHOUT_PSYCOPG3 = """
+import sys
+sys.modules["psycopg"] = None
+"""
 LATE_CHOICE = """
 import warnings
 import greenpg
@@ -175,7 +196,7 @@ def test_patch_says_so_if_django_takes_psycopg3(dsn, unusable_psycopg3):
     done = run(LATE_CHOICE, dsn, unusable_psycopg3, DJANGO_SITE_DATABASE=engine)
     assert done.stdout.startswith("psycopg 3 is installed beside psycopg2"), done.stderr
     assert done.stdout.count("psycopg 3 is") == 1
-    assert run(LATE_CHOICE, dsn, DJANGO_SITE_DATABASE=engine).stdout == "\n"
+    assert run(WITHOUT_PSYCOPG3 + LATE_CHOICE, dsn, DJANGO_SITE_DATABASE=engine).stdout == "\n"
     assert run(LATE_CHOICE, dsn, unusable_psycopg3).stdout == "\n"
 
 

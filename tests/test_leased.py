@@ -8,7 +8,7 @@ import random
 import psycopg2
 import psycopg2.extras
 import pytest
-from kit import Killed, Task, run_all, wait_until
+from kit import Killed, Task, lent, run_all, wait_until
 from psycopg2 import extensions, sql
 
 import greenpg
@@ -33,10 +33,6 @@ def leased(pool):
 def auto(leased):
     leased.autocommit = True
     return leased
-
-
-def lent(pool):
-    return pool._core.ledger.lent_count
 
 
 def all_back(pool):

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 from django_kit import Databases, set_up
-from kit import Killed, Task, run_all, wait_until
+from kit import Killed, Task, lent, run_all, wait_until
 
 pytest.importorskip("django")
 pytest.importorskip("sqlalchemy")
@@ -31,10 +31,6 @@ def query(alias, sql="SELECT 1", *args):
     with connections[alias].cursor() as cursor:
         cursor.execute(sql, args)
         return cursor.fetchone()[0]
-
-
-def lent(pool):
-    return pool._core.ledger.lent_count
 
 
 # -- Django

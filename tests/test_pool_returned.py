@@ -5,6 +5,7 @@ import io
 import psycopg2
 import pytest
 from kit import Task, wait_until
+from psycopg2 import extensions
 
 from greenpg import errors
 from greenpg.hubs import hub
@@ -70,6 +71,27 @@ def test_close_of_a_lent_connection_gives_its_slot_back(make_pool):
     with pool.connection() as conn:
         conn.close()
     assert pool.fetchval("SELECT 1") == 1
+    assert pool.get_stats()["pool_size"] == 1
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_close_by_another_task_while_a_statement_runs(make_pool, autocommit):
+    pool = make_pool(min_size=1, max_size=1, timeout=5, kwargs={"autocommit": autocommit})
+    for _ in range(5):
+        conn = pool.getconn(take_back=False)
+
+        def use(conn=conn):
+            try:
+                conn.execute("SELECT pg_sleep(20)")
+            finally:
+                pool.putconn(conn)  # before close() has closed it, or after
+
+        task = Task(use)
+        wait_until(lambda conn=conn: conn.get_transaction_status() == extensions.TRANSACTION_STATUS_ACTIVE)
+        conn.close()
+        with pytest.raises(psycopg2.OperationalError):
+            task.result()
+        assert pool.fetchval("SELECT 1") == 1
     assert pool.get_stats()["pool_size"] == 1
 
 

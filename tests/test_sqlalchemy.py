@@ -9,7 +9,7 @@ import pytest
 from counting import RoundTripCounter
 from kit import Killed, Task, run_all, wait_until
 from psycopg2 import extensions
-from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, event, exc, insert, select, text
+from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, event, exc, insert, select, text, update
 from sqlalchemy.orm import Session, declarative_base
 
 import greenpg
@@ -125,6 +125,43 @@ def test_round_trips(counted):
     assert counter.of(autocommitted) == 1
     assert counter.of(serializable) == 2
     assert counter.of(nested) == 4  # SAVEPOINT, with BEGIN; SELECT; RELEASE; COMMIT
+
+
+def test_round_trips_of_bulk_statements(counted, items):
+    """SQLAlchemy's own work, as an INSERT's many VALUES, and what it leaves to the cursor's executemany()."""
+    engine, counter = counted
+
+    def add():
+        with Session(engine) as session:
+            session.add_all([Item(name="new") for _ in range(500)])
+            session.commit()
+
+    def change():
+        with Session(engine) as session:
+            for item in session.scalars(select(Item)):
+                item.name = f"changed {item.id}"
+            session.commit()
+
+    def update_by_key():
+        with Session(engine) as session:
+            session.execute(update(Item), [{"id": number, "name": f"updated {number}"} for number in ids])
+            session.commit()
+
+    def delete_autocommitted():
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+            conn.execute(text("DELETE FROM sqlalchemy_item WHERE id = :id"), [{"id": number} for number in ids])
+
+    assert counter.of(add) <= 3
+    with items.connect() as conn:
+        ids = conn.scalars(select(Item.id)).all()
+    assert len(ids) == 500
+    assert counter.of(change) <= 8
+    assert counter.of(update_by_key) <= 8
+    with items.connect() as conn:
+        assert set(conn.scalars(select(Item.name))) == {f"updated {number}" for number in ids}
+    assert counter.of(delete_autocommitted) <= 4
+    with items.connect() as conn:
+        assert conn.scalars(select(Item.id)).all() == []
 
 
 def test_pre_ping_costs_no_round_trip(server, make_engine):

@@ -19,7 +19,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 import greenpg
 from greenpg.errors import PatchError
 from greenpg.hubs import hub
-from greenpg.integrations.sqlalchemy import GreenpgPool
+from greenpg.integrations.sqlalchemy import GreenpgPool, keep_connections
 
 green = pytest.mark.only_hub("gevent", "eventlet")
 
@@ -552,6 +552,54 @@ def test_sqlalchemys_pools_with_this_dialect(dsn, poolclass):
         conn.rollback()
         assert pid_of(conn) == pid
     engine.dispose()
+
+
+@green
+@pytest.mark.parametrize("poolclass", [NullPool, QueuePool])
+def test_psycopg2s_dialect_keeps_connections_if_asked(dsn, poolclass, monkeypatch):
+    """The kill comes out, the connection is used on; one that is lost goes as ever."""
+    monkeypatch.setattr(greenpg.Connection, "interruption_grace", 5.0)
+    engine = create_engine("postgresql+psycopg2://", connect_args=extensions.parse_dsn(dsn), poolclass=poolclass)
+    keep_connections(engine)
+    keep_connections(engine)  # harmless
+
+    def interrupted():
+        with engine.connect() as conn:
+            pid = pid_of(conn)
+            with pytest.raises(Killed):
+                conn.execute(text("SELECT pg_sleep(10)"))
+            conn.rollback()
+            assert pid_of(conn) == pid
+            with pytest.raises(exc.DBAPIError) as caught:
+                conn.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+            assert caught.value.connection_invalidated
+
+    task = Task(interrupted)
+    wait_until(lambda: task.native is not None)
+    hub().sleep(0.1)
+    task.throw(Killed())
+    task.result()
+    use(engine)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_creator_getconn(dsn, make_pool, is_kept):
+    """As with psycopg_pool. What SQLAlchemy invalidates it only closes, so the pool has to be told that it isn't to be
+    lent again."""
+    pool = make_pool(min_size=1, max_size=1, timeout=2, close_returns=True)
+    engine = create_engine("postgresql+psycopg2://", creator=pool.getconn, poolclass=NullPool)
+    if is_kept:
+        keep_connections(engine)
+    pids = []
+    for _ in range(3):
+        with engine.connect() as conn:
+            pids.append(pid_of(conn))
+            conn.invalidate()
+    assert len(set(pids)) == (3 if is_kept else 1)
+    for _ in range(3):
+        use(engine)
+    assert pool.get_stats()["connections_num"] == (4 if is_kept else 1)
 
 
 @pytest.mark.only_hub("gevent")

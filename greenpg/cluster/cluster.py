@@ -82,6 +82,8 @@ class Cluster:
         if not interval > 0:
             raise ValueError(f"interval must be a positive number of seconds, not {interval!r}")
         self.name = name or f"cluster-{next(_cluster_numbers)}"
+        #: Seconds by which a replica that is read from may be behind; None: any number.
+        self.max_lag = max_lag
         self._tokens = tokens = Tokens()
         self._connect_by = conninfo, kwargs
         self._replica_options = {**pool_options, "min_size": 0, "fail_fast": True, **(replica_options or {})}
@@ -109,7 +111,7 @@ class Cluster:
 
         nodes = [self._node(parameters_of(host), host) for host in hosts_of(conninfo, kwargs)]
         self._topology = Topology(nodes, interval, max_lag, new_primary)
-        self._routing = Routing(self._topology, tokens, self.primary, strategy, fallback)
+        self._routing = Routing(self.name, self._topology, tokens, self.primary, strategy, fallback)
         #: The pools of connections to the replicas, as one.
         self.replica = Replicas(self._routing)
 
@@ -194,10 +196,14 @@ class Cluster:
     def token(self) -> str | None:
         """How far the primary's log had come after the running task's last write, None if it has written nothing.
 
-        Noted after each COMMIT on the primary's pool, whoever calls it. Passed on (in a message, a cookie) and assigned
-        in another task, it makes that read what this one has written; None makes it read anything. ValueError for what
-        isn't a token.
+        Noted after each COMMIT on the primary's pool, whoever calls it; after what was executed in autocommit it's
+        asked for when it's needed: here, which suspends then, or before a read. Passed on (in a message, a cookie) and
+        assigned in another task, it makes that read what this one has written; None makes it read anything. ValueError
+        for what isn't a token.
         """
+        self._routing.settle()
+        if self._tokens.is_unknown:
+            self._tokens.note(self.primary.fetchval("SELECT pg_catalog.pg_current_wal_insert_lsn()::text"))
         return token_of(self._tokens.position) if self._tokens.position else None
 
     @token.setter

@@ -68,6 +68,16 @@ class Node:
             self.looked_at = hub().now()
             self.was_looked_at = True
 
+    def log_position(self) -> int | None:
+        """Where the log of this primary is now; None if it isn't one any more, or can't be asked. Suspends."""
+        try:
+            row: Any = self._look_pool.fetchone(_LOOK)
+        except psycopg2.Error as error:
+            if is_interruption(error):
+                raise
+            return None
+        return None if row[0] else position_of(row[2])
+
     def note_failure(self, error: Exception) -> None:
         """It couldn't be used: not until it has been looked at again."""
         self.role = None

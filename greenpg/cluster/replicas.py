@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from psycopg2 import extensions
+
 from ..connection.connection import Connection
 from ..connection.cursor import Cursor
 from ..connection.guarded_cursor import Params, Query
@@ -28,6 +30,28 @@ class Replicas:
 
     def __init__(self, routing: Routing) -> None:
         self._routing = routing
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self._routing.name} replica"
+
+    def get_stats(self) -> dict[str, int]:
+        """As `ConnectionPool.get_stats()`, the sums of all replicas. Doesn't suspend."""
+        total: dict[str, int] = {}
+        for node in self._routing.topology.nodes:
+            for name, count in node.pool.get_stats().items():
+                total[name] = total.get(name, 0) + count
+        return total
+
+    def getconn(self, timeout: float | None = None) -> Connection:
+        """Borrow a connection, as `ConnectionPool.getconn(take_back=False)`; it has what the running task has written
+        until now. To be given back with `putconn()`. Suspends."""
+        return self._routing.borrow(timeout)
+
+    def putconn(self, conn: extensions.connection) -> None:
+        """Give back what `getconn()` has lent, as `ConnectionPool.putconn()`. Suspends only for a rollback."""
+        self._routing.give_back(conn)
 
     def connection(self, timeout: float | None = None) -> ReadBlock[Connection]:
         """`with cluster.replica.connection() as conn:` as `ConnectionPool.connection()`."""

@@ -18,6 +18,7 @@ from ..connection.lazy_begin import execute_alone
 from ..driver import driver_status
 from ..errors import PoolTimeout, TooManyRequests, is_interruption, safe_to_retry
 from ..hubs import hub
+from ..pool.core import PoolCore
 from ..pool.pool import ConnectionPool
 from .nodes import Node
 from .tokens import Tokens, position_of, token_of
@@ -44,8 +45,15 @@ class Routing:
     """Chooses, for the running task, and remembers what it has written."""
 
     def __init__(
-        self, topology: Topology, tokens: Tokens, primary: ConnectionPool[Any], strategy: Strategy, falls_back: bool
+        self,
+        name: str,
+        topology: Topology,
+        tokens: Tokens,
+        primary: ConnectionPool[Any],
+        strategy: Strategy,
+        falls_back: bool,
     ) -> None:
+        self.name = name
         self.topology = topology
         self.tokens = tokens
         self.primary = primary
@@ -55,6 +63,18 @@ class Routing:
 
     def deadline(self, timeout: float | None) -> float:
         return hub().now() + (self.primary.timeout if timeout is None else timeout)
+
+    def settle(self) -> None:
+        """Find out how far the running task has written, if that isn't known. Suspends.
+
+        The primary is asked on the connection that looks at it: the task may hold the last one of its pool. If it can't
+        be asked, no replica is read from.
+        """
+        primary = self.topology.primary
+        if primary is not None and self.tokens.is_unknown:
+            position = primary.log_position()
+            if position is not None:
+                self.tokens.note_position(position)
 
     def candidates(self) -> list[Node]:
         """Replicas that can be read from, the best first, those last that aren't known to be new enough."""
@@ -76,6 +96,8 @@ class Routing:
         deadline = self.deadline(timeout)
         self.topology.wait_for_looks(deadline)
         while True:
+            if self.tokens.is_unknown and self.topology.replicas():
+                self.settle()
             yield from self.candidates()
             if self._falls_back:
                 yield None
@@ -91,6 +113,11 @@ class Routing:
     def is_new_enough(self, node: Node) -> bool:
         """As far as is known."""
         return node.position >= self.tokens.position
+
+    def lends_what_is_new_enough(self, core: PoolCore) -> bool:
+        """Whether a connection of this pool may be read from, as far as is known: a replica's, or the primary's."""
+        node = next((node for node in self.topology.replicas() if node.pool._core is core), None)
+        return core is self.primary._core or (node is not None and self.is_new_enough(node))
 
     def passes_on(self, node: Node, error: BaseException) -> bool:
         """Whether another server is to be tried after this error of getting a connection."""
@@ -132,9 +159,14 @@ class Routing:
 
     # -- blocks
 
-    def enter(self, make_block: Callable[[ConnectionPool[Any]], Any], timeout: float | None) -> tuple[Any, Any]:
+    def enter(
+        self,
+        make_block: Callable[[ConnectionPool[Any]], Any],
+        timeout: float | None,
+        only_replicas: bool = False,
+    ) -> tuple[Any, Any]:
         """A block of a pool's, entered, and what that gave. Suspends; once more if it has to be asked how far a replica
-        has come."""
+        has come. `only_replicas`: NoReplica instead of a block on the primary."""
         for node in self.each(timeout):
             if node is None:
                 break
@@ -147,8 +179,15 @@ class Routing:
                 raise
             if self.is_new_enough(node) or self._has_replayed(node, block, entered):
                 return block, entered
+        if only_replicas:
+            raise NoReplica
         block = make_block(self.primary)
         return block, block.__enter__()
+
+    def borrow(self, timeout: float | None, only_replicas: bool = False) -> Connection:
+        """A connection, lent by one of the pools. Suspends."""
+        conn: Connection = self.enter(lambda pool: _Borrowing(pool, timeout), timeout, only_replicas)[1]
+        return conn
 
     def _has_replayed(self, node: Node, block: Any, entered: Any) -> bool:
         """Ask. If it isn't so, or can't be asked, the block is left."""
@@ -172,6 +211,33 @@ class Routing:
             return True
         block.__exit__(None, None, None)
         return False
+
+    def give_back(self, conn: Any) -> None:
+        """What `borrow()` has lent. Suspends as `putconn()`; raises ValueError for what isn't one of them."""
+        slot = getattr(conn, "_lender", None)
+        pools = [self.primary, *(node.pool for node in self.topology.nodes)]
+        lent_by = None if slot is None else slot.lent_by
+        next((pool for pool in pools if pool._core is lent_by), self.primary).putconn(conn)
+
+
+class NoReplica(Exception):
+    """No replica can be read from; for callers that know what to do then."""
+
+
+class _Borrowing:
+    """A connection that is kept when all goes well."""
+
+    def __init__(self, pool: ConnectionPool[Any], timeout: float | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+
+    def __enter__(self) -> Connection:
+        conn: Connection = self._pool.getconn(self._timeout, take_back=False)
+        self._conn = conn
+        return conn
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._pool.putconn(self._conn)
 
 
 class ReadBlock(Generic[T]):

@@ -86,6 +86,11 @@ class Topology:
 
     # -- who may be read from
 
+    @property
+    def primary(self) -> Node | None:
+        """Which server was the primary when it was last looked at."""
+        return self._primary
+
     def wait_for_looks(self, deadline: float) -> None:
         """Suspend until every node was looked at once, which takes no longer than a connect."""
         self.ensure_watching()

@@ -12,7 +12,7 @@ from psycopg2 import extensions
 from .cancel import request_cancel
 from .composing import adopt, compose, stacked
 from .connect.dsn import SECRETS
-from .cursor import Cursor, PreparingCursor, ServerCursor
+from .cursor import Cursor, PreparingCursor, ServerCursor, TellingCursor
 from .deadlines import DeadlineBlock, checked_seconds
 from .guarded_cursor import GuardedCursor, Params, Query
 from .interrupting import throw_out
@@ -85,8 +85,13 @@ class Connection(LargeObjectMixin, NotifyWaits):
         self._rules_cursor = cursor
         self._choose_cursors()
 
+    def _tell_commits_to(self, tell: Callable[[str | None], object] | None) -> None:
+        super()._tell_commits_to(tell)
+        self._choose_cursors()
+
     def _choose_cursors(self) -> None:
-        on_top = tuple(filter(None, (self._rules_cursor, self._log_cursor, self._tracing_cursor)))
+        telling = None if self._tells_commit is None else TellingCursor
+        on_top = tuple(filter(None, (self._rules_cursor, self._log_cursor, self._tracing_cursor, telling)))
         preparing = () if self._prepare_threshold is None else (PreparingCursor,)
         self._client_cursor, self._server_cursor = stacked(on_top + preparing, Cursor), stacked(on_top, ServerCursor)
 
@@ -189,6 +194,8 @@ class Connection(LargeObjectMixin, NotifyWaits):
             return  # and its socket leads to nobody
         if owner is not None and not (isinstance(owner, Occupant) and owner.let_go()):
             self._gate.close_queue()
+            if self._lender is not None:  # who is thrown out may give it back before it is closed
+                self._lender.condemn()
             throw_out(self)
         self._gate.close_waiter()
         _c.close(self)

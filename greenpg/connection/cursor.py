@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -26,6 +27,8 @@ _execute = _cursor.execute
 _READY = extensions.STATUS_READY
 _fetchall = _cursor.fetchall
 _rowcount: Any = _cursor.rowcount.__get__
+
+_SELECT = re.compile(r"[\s(]*SELECT\b", re.IGNORECASE)
 
 S = TypeVar("S", bound="ServerCursor")
 T = TypeVar("T", bound="Cursor")
@@ -152,6 +155,43 @@ class PreparingCursor(Cursor):
         if prepare is False or threshold is None or self.name is not None:
             return super().execute(query, vars)
         return execute_prepared(self, query, vars, super().execute, threshold)
+
+
+class TellingCursor(Cursor):
+    """Goes on top of a cursor whose connection tells of its COMMITs: in autocommit whatever is executed may be one."""
+
+    #: It is to read from where what it executes would be refused if it wrote: a SELECT is told to nobody.
+    only_reads = False
+
+    def execute(self, query: Query, vars: Params = None, *, prepare: bool | None = None) -> None:
+        if not (self.only_reads and isinstance(query, str) and _SELECT.match(query)):
+            self._tell()
+        return super().execute(query, vars, prepare=prepare)
+
+    def executemany(self, query: Query, vars_list: Iterable[Params], *, returning: bool = False) -> None:
+        self._tell()
+        return super().executemany(query, vars_list, returning=returning)
+
+    def copy(self, statement: Query, params: Params = None) -> Copy:
+        self._tell()
+        return super().copy(statement, params)
+
+    def copy_from(self, *args: Any, **keywords: Any) -> None:
+        self._tell()
+        return super().copy_from(*args, **keywords)
+
+    def copy_expert(self, *args: Any, **keywords: Any) -> None:
+        self._tell()
+        return super().copy_expert(*args, **keywords)
+
+    def callproc(self, procname: str | bytes, parameters: Params = None, /) -> None:
+        self._tell()
+        return super().callproc(procname, parameters)
+
+    def _tell(self) -> None:
+        conn = self.connection
+        if conn._tells_commit is not None and is_autocommit(conn):
+            conn._tells_commit(None)
 
 
 class ServerCursor(Cursor):

@@ -69,8 +69,9 @@ class GuardedConnection(_connection):
     _is_entered = False
     #: A setting may have been changed that a pool puts back; `_PIPELINE`: or only a pipeline has to be left.
     _has_altered_settings: object = False
-    #: Told after each COMMIT where the server's log is then, "16/B374D848"; None: nobody wants to know.
-    _tells_commit: Callable[[str], object] | None = None
+    #: Told after each COMMIT where the server's log is then, "16/B374D848", and None before what may be committed
+    #: without telling that; None: nobody wants to know.
+    _tells_commit: Callable[[str | None], object] | None = None
     #: The transaction is to tell which it is: see identity.py.
     _wants_identity = False
     #: A replication stream was stopped on it: see replication.py.
@@ -177,7 +178,7 @@ class GuardedConnection(_connection):
     def _want_identity(self, wants: bool) -> None:
         self._wants_identity = wants
 
-    def _tell_commits_to(self, tell: Callable[[str], object] | None) -> None:
+    def _tell_commits_to(self, tell: Callable[[str | None], object] | None) -> None:
         self._tells_commit = tell
 
     def _note_stopped_stream(self) -> None:
@@ -290,6 +291,8 @@ class GuardedConnection(_connection):
                 if position is not None:
                     self._tells_commit(position)
             else:
+                if self._tells_commit is not None and is_commit:
+                    self._tells_commit(None)
                 getattr(_connection, name)(self, *args)
         except BaseException as error:
             if isinstance(error, psycopg2.ProgrammingError | psycopg2.InterfaceError) and error.pgcode is None:

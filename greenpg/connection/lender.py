@@ -12,6 +12,9 @@ class Lender(Protocol):
     def close_returns(self) -> bool:
         """The connection is lent, and `close()` is to give it back."""
 
+    def condemn(self) -> None:
+        """The connection isn't to be lent again, whoever gives it back."""
+
     def take_closed(self) -> None:
         """The connection has been closed; its borrower, if there is one, doesn't have it any more."""
 

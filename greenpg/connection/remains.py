@@ -173,8 +173,12 @@ def give_up(conn: Any, *, cancels: bool = True, reason: str | None = None) -> No
         gate.close_waiter()
         gate.leave_behind(remains)
     nowhere = _socket.socket(_socket.AF_UNIX)
-    os.dup2(nowhere.fileno(), conn.fileno(), inheritable=False)
-    nowhere.close()
+    try:
+        os.dup2(nowhere.fileno(), conn.fileno(), inheritable=False)
+    except psycopg2.InterfaceError:  # a native thread has closed it since
+        pass
+    finally:
+        nowhere.close()
     hub().spawn(remains.see_to_the_end)
     if reason is not None:
         hub().spawn(logger.warning, "closing %s, %s", str(conn), reason)  # logging may suspend

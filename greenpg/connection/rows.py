@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
+
+import psycopg2
 
 from .guarded_cursor import GuardedCursor
 
@@ -39,19 +41,33 @@ class DictFetches(GuardedCursor):
         Suspends and raises as `fetchone()` does.
         """
         row = self.fetchone()
-        return None if row is None else RowDict(zip(_column_names(self), _values(row), strict=True))
+        return None if row is None else as_dicts([row], self.description)[0]
 
     def fetchall_dict(self) -> list[RowDict]:
         """The remaining rows as `RowDict`s. Suspends and raises as `fetchall()` does."""
         rows = self.fetchall()
-        names = _column_names(self)
-        return [RowDict(zip(names, _values(row), strict=True)) for row in rows]
+        return as_dicts(rows, self.description)
 
 
-def _column_names(cursor: GuardedCursor) -> list[str]:
-    return [column[0] for column in cursor.description or ()]
+def as_dicts(rows: Iterable[Any], description: Any) -> list[RowDict]:
+    """The rows of a cursor with that `description`."""
+    names = [column[0] for column in description or ()]
+    return [RowDict(zip(names, _values(row), strict=True)) for row in rows]
 
 
 def _values(row: Any) -> Iterable[Any]:
     """RealDictCursor's rows are mappings; they can't have two columns of the same name."""
     return row.values() if isinstance(row, Mapping) else row
+
+
+def scrolled(value: int, mode: Literal["relative", "absolute"], position: int, rows: range) -> int:
+    """The row that psycopg2's `scroll(value, mode)` goes to from the one at `position`; `rows` are those there are.
+
+    Raises ProgrammingError as that does.
+    """
+    if mode not in ("relative", "absolute"):
+        raise psycopg2.ProgrammingError("scroll mode must be 'relative' or 'absolute'")
+    wanted = value + position if mode == "relative" else value
+    if wanted not in rows:
+        raise psycopg2.ProgrammingError("scroll destination out of bounds")
+    return wanted

@@ -44,7 +44,7 @@ class TransactionOptions(TypedDict, total=False):
     settle: bool
 
 
-_ISOLATION_LEVELS = {
+ISOLATION_LEVELS = {
     extensions.ISOLATION_LEVEL_READ_UNCOMMITTED: "READ UNCOMMITTED",
     extensions.ISOLATION_LEVEL_READ_COMMITTED: "READ COMMITTED",
     extensions.ISOLATION_LEVEL_REPEATABLE_READ: "REPEATABLE READ",
@@ -292,11 +292,11 @@ def _failed(what: str) -> psycopg2.Error:
 
 
 def _checked_isolation_level(level: int | str | None) -> str | None:
-    if isinstance(level, int) and level in _ISOLATION_LEVELS:
-        return _ISOLATION_LEVELS[level]
-    if isinstance(level, str) and level.upper() in _ISOLATION_LEVELS.values():
+    if isinstance(level, int) and level in ISOLATION_LEVELS:
+        return ISOLATION_LEVELS[level]
+    if isinstance(level, str) and level.upper() in ISOLATION_LEVELS.values():
         return level.upper()
     if level is None:
         return None
-    names = ", ".join(map(repr, _ISOLATION_LEVELS.values()))
+    names = ", ".join(map(repr, ISOLATION_LEVELS.values()))
     raise ValueError(f"unknown isolation level {level!r}: use one of {names}, or psycopg2's ISOLATION_LEVEL constants")

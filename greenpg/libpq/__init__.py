@@ -293,7 +293,7 @@ def next_result(pgconn: int | None) -> Result | None:
     return copied_out(address) if address else None
 
 
-def command_of(address: int) -> bytes:
+def command_of(address: int | _pointer) -> bytes:
     """What the server called the command, as b"INSERT 0 1"; frees the PGresult."""
     try:
         return function("PQcmdStatus")(address) or b""
@@ -301,7 +301,7 @@ def command_of(address: int) -> bytes:
         function("PQclear")(address)
 
 
-def copied_out(address: int) -> Result:
+def copied_out(address: int | _pointer) -> Result:
     """The PGresult's status, counts and error; frees it."""
     try:
         status = function("PQresultStatus")(address)

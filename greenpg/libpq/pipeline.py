@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
+from functools import cache
 from typing import Any, Protocol
 
 from . import (
+    COMMAND_OK,
     COPY_BOTH,
     COPY_IN,
     COPY_OUT,
@@ -16,6 +18,7 @@ from . import (
     MORE,
     PIPELINE_ABORTED,
     PIPELINE_SYNC,
+    TUPLES_OK,
     WAIT,
     function,
     has_function,
@@ -24,12 +27,17 @@ from . import (
 
 _ABORTING = frozenset({FATAL_ERROR, PIPELINE_ABORTED})
 _COPIES = frozenset({COPY_OUT, COPY_IN, COPY_BOTH})
+_DONE = frozenset({COMMAND_OK, TUPLES_OK})
+
+
+class Address(ctypes.c_void_p):
+    """That of a PGresult, as libpq's functions take it without a conversion. False if it's NULL."""
 
 
 class Statement(Protocol):
     """What an answer is for."""
 
-    def answer(self, address: int, status: int) -> None:
+    def answer(self, address: Address, status: int) -> None:
         """The PGresult, which it is to free, and its status."""
 
 
@@ -69,6 +77,11 @@ class PipelineWriter:
         """The end of what fails together."""
         return bool(self._sync(self._pgconn))
 
+    def send_alone(self, statement: bytes) -> bool:
+        """Both, in one call."""
+        zero, pgconn = self._zero, self._pgconn
+        return bool(self._send_query(pgconn, statement, zero, None, None, None, None, zero) and self._sync(pgconn))
+
     def request_answers(self) -> bool:
         """The server is to send what it has, without an end."""
         return bool(function("PQsendFlushRequest")(self._pgconn))
@@ -80,10 +93,14 @@ class PipelineReader:
     _AT_ONCE = 100
 
     def __init__(self, pgconn: int | None, pending: Pending) -> None:
-        self._pgconn = pgconn
+        self._pgconn = ctypes.c_void_p(pgconn)
         self._pending = pending
-        self._is_busy, self._get_result = function("PQisBusy"), function("PQgetResult")
-        self._get_status, self._clear = function("PQresultStatus"), function("PQclear")
+        handle = libpq_handle()
+        self._is_busy, self._get_result, self._get_status = (
+            handle[name] for name in ("PQisBusy", "PQgetResult", "PQresultStatus")
+        )
+        self._get_result.restype = Address
+        self._clear = _readers()[-1]
         #: The first of what is pending has had its answer, but not the end of it.
         self._is_answered = False
         #: Since the last Sync a statement has failed, so that the server passes over all others up to the next one.
@@ -121,38 +138,39 @@ class PipelineReader:
                 self._clear(address)
                 continue
             self._is_answered = True
-            if status in _ABORTING:
-                self.is_aborted = True
-            elif status in _COPIES:
+            if status in _COPIES:
                 self._clear(address)
                 return LOST  # nothing in pipeline mode can end it
+            self.is_aborted |= status in _ABORTING
             statement.answer(address, status)
+            if status in _DONE and not get_result(pgconn):  # doesn't wait: libpq knows the end with the answer
+                self._is_answered = False
+                pending.popleft()
         return MORE
 
 
 class Rows:
     """The rows of a PGresult, which it owns."""
 
-    __slots__ = ("_address", "_get_value", "_is_null", "_pointer", "columns", "count")
+    __slots__ = ("_address", "_readers", "columns", "count")
 
-    def __init__(self, address: int) -> None:
+    def __init__(self, address: Address) -> None:
         self._address = address
-        self._pointer = ctypes.c_void_p(address)
-        self._get_value, self._is_null = _readers()
-        self.count: int = function("PQntuples")(address)
-        self.columns = range(function("PQnfields")(address))
+        self._readers = readers = _readers()
+        self.count: int = readers[0](address)
+        self.columns = range(readers[1](address))
 
     def __del__(self) -> None:
-        function("PQclear")(self._address)
+        self._readers[-1](self._address)
 
     def row(self, index: int) -> list[bytes | None]:
         """The values of a row as the server has sent them, in the text format."""
-        get_value, pointer = self._get_value, self._pointer
-        row = [get_value(pointer, index, column) for column in self.columns]
+        _, _, get_value, is_null, _, _ = self._readers
+        address = self._address
+        row = [get_value(address, index, column) for column in self.columns]
         if b"" in row:
-            is_null = self._is_null
             return [
-                None if value == b"" and is_null(pointer, index, column) else value for column, value in enumerate(row)
+                None if value == b"" and is_null(address, index, column) else value for column, value in enumerate(row)
             ]
         return row
 
@@ -162,8 +180,8 @@ class Rows:
 
     def type_oids(self) -> list[int]:
         """The columns' types."""
-        type_oid = function("PQftype")
-        return [type_oid(self._address, column) for column in self.columns]
+        type_oid, address = self._readers[4], self._address
+        return [type_oid(address, column) for column in self.columns]
 
     def column(self, index: int) -> tuple[bytes, int, int, int, int, int]:
         """Name, type, size and modifier of a column; table and number of the table's column, 0 if there is none."""
@@ -171,14 +189,13 @@ class Rows:
         return tuple(function(name)(self._address, index) for name in names)
 
 
-_bound: list[Any] = []
-
-
-def _readers() -> list[Any]:
-    """Called without declared types: a call for each value is what a result costs."""
-    if not _bound:
-        handle = libpq_handle()
-        get_value, is_null = handle["PQgetvalue"], handle["PQgetisnull"]
-        get_value.restype = ctypes.c_char_p  # a value in the text format has no zero bytes
-        _bound.extend((get_value, is_null))
-    return _bound
+@cache
+def _readers() -> tuple[Any, ...]:
+    """Called without declared types of arguments: the calls for each value are what a result costs."""
+    handle = libpq_handle()
+    names = ("PQntuples", "PQnfields", "PQgetvalue", "PQgetisnull", "PQftype", "PQclear")
+    readers = tuple(handle[name] for name in names)
+    readers[2].restype = ctypes.c_char_p  # a value in the text format has no zero bytes
+    readers[4].restype = ctypes.c_uint
+    readers[5].restype = None
+    return readers

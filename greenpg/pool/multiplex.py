@@ -17,6 +17,7 @@ from ..connection.pipeline.statement import NO_RESULTS, PipelinedStatement
 from ..connection.sql_text import has_several_commands
 from ..errors import COMMITTED, ROLLED_BACK, UNKNOWN, DeadlineExceeded, note_commit_outcome
 from ..hubs import hub
+from ..libpq.pipeline import Rows
 from .core import PoolCore
 from .multiplex_line import Line, Request
 from .options import PoolOptions
@@ -58,7 +59,10 @@ class Multiplexer:
 
         An exception that is thrown in comes out at once; the statement isn't cancelled.
         """
-        if query.__class__ is not str or self._is_off or not self._is_shareable(query):
+        if query.__class__ is not str or self._is_off:
+            return ELSEWHERE  # type: ignore[no-any-return]
+        verdict = self._verdicts.get(query)
+        if not (self._verdict(query) if verdict is None else verdict):
             return ELSEWHERE  # type: ignore[no-any-return]
         now = core.now()
         line = self._line(core, now)
@@ -69,15 +73,23 @@ class Multiplexer:
         statement = merged(cursor.connection, cursor, query, vars)
         if statement is None or (b";" in statement and has_several_commands(statement)):
             return ELSEWHERE  # type: ignore[no-any-return]
-        request = Request(statement, line)
+        if (tell := cursor.connection._tells_commit) is not None:
+            tell(None)
+        request = Request(statement, line, hub().event())
         if cursor is not line.cursor or not line.send(request, now):
             return ELSEWHERE  # type: ignore[no-any-return]
-        self._wait(core, request)
+        seconds = core.options.statement_deadline
+        try:
+            if not request.event.wait(None if seconds is None else now + seconds):
+                raise DeadlineExceeded(f"the statement took longer than its deadline of {seconds:g} s")
+        except BaseException as error:
+            self._abandon(request, error)
+            raise
         if not request.is_sent:
             return ELSEWHERE  # type: ignore[no-any-return]
         core.stats.statements_multiplexed += 1
-        if request.rows is None and not request.rowcount_is_known:
-            raise self._noted(core, slot, request, request.error(cursor))
+        if request.failed is not None:
+            raise self._noted(core, slot, request.failed, cursor)
         if request.rowcount > _LARGE_ROWS and request.rows is not None:
             self._verdicts[query] = False
         try:
@@ -87,26 +99,20 @@ class Multiplexer:
             raise
 
     @staticmethod
-    def _noted(core: PoolCore, slot: Slot, request: Request, error: psycopg2.Error) -> psycopg2.Error:
-        note_commit_outcome(error, UNKNOWN if request.is_lost else ROLLED_BACK)
-        if not request.is_lost:
+    def _noted(core: PoolCore, slot: Slot, failed: PipelinedStatement, cursor: Any) -> psycopg2.Error:
+        error = failed.error(cursor)
+        note_commit_outcome(error, UNKNOWN if failed.is_lost else ROLLED_BACK)
+        if not failed.is_lost:
             note_error(core, slot, error)
         return error
 
     @staticmethod
-    def _wait(core: PoolCore, request: Request) -> None:
-        seconds = core.options.statement_deadline
-        deadline = None if seconds is None else core.now() + seconds
-        try:
-            if not request.event.wait(deadline):
-                raise DeadlineExceeded(f"the statement took longer than its deadline of {seconds:g} s")
-        except BaseException as error:
-            request.is_abandoned = True
-            if not request.is_over:
-                note_commit_outcome(error, UNKNOWN if request.is_sent else ROLLED_BACK)
-            elif request.rows is not None or request.rowcount_is_known:
-                note_commit_outcome(error, COMMITTED)
-            raise
+    def _abandon(request: Request, error: BaseException) -> None:
+        request.is_abandoned = True
+        if not request.is_over:
+            note_commit_outcome(error, UNKNOWN if request.is_sent else ROLLED_BACK)
+        elif request.failed is None:
+            note_commit_outcome(error, COMMITTED)
 
     def _line(self, core: PoolCore, now: float) -> Line | None:
         """The one that has least to do. If there is none that takes statements, another one is opened."""
@@ -123,13 +129,11 @@ class Multiplexer:
                     break
         return best
 
-    def _is_shareable(self, query: str) -> bool:
-        verdict = self._verdicts.get(query)
-        if verdict is None:
-            if len(self._verdicts) >= _MOST_VERDICTS:
-                self._verdicts.clear()
-            verdict = _SHAREABLE.match(query) is not None and _OWN_SESSION.search(query) is None
-            self._verdicts[query] = verdict
+    def _verdict(self, query: str) -> bool:
+        if len(self._verdicts) >= _MOST_VERDICTS:
+            self._verdicts.clear()
+        verdict = _SHAREABLE.match(query) is not None and _OWN_SESSION.search(query) is None
+        self._verdicts[query] = verdict
         return verdict
 
     def _is_plain(self, core: PoolCore, slot: Any) -> bool:
@@ -179,7 +183,7 @@ class _Result:
         return made
 
 
-def _rows(request: PipelinedStatement) -> Any:
+def _rows(request: Request) -> Rows:
     if request.rows is None:
         raise psycopg2.ProgrammingError(NO_RESULTS)
     return request.rows

@@ -1,4 +1,4 @@
-"""From the environment: DJANGO_SITE_DSN, and as JSON DJANGO_SITE_POOL, DJANGO_SITE_OPTIONS, DJANGO_SITE_DATABASE."""
+"""From the environment: DJANGO_SITE_DSN, and as JSON DJANGO_SITE_POOL, ..._OPTIONS, ..._DATABASE, ..._REPLICA."""
 
 import json
 import os
@@ -30,6 +30,10 @@ DATABASES = {
         **json.loads(os.environ.get("DJANGO_SITE_DATABASE", "{}")),
     }
 }
+if "DJANGO_SITE_REPLICA" in os.environ:
+    DATABASES["replica"] = json.loads(os.environ["DJANGO_SITE_REPLICA"])
+    DATABASE_ROUTERS = ["greenpg.integrations.django.ClusterRouter"]
+    MIDDLEWARE = ["greenpg.integrations.django.ReadYourWritesMiddleware"]
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,

@@ -35,6 +35,7 @@ class CopyChannel(Channel):
         self._put = libpq.function("PQputCopyData")
         self._unflushed = 0
         self._is_ending = False
+        self._has_more = False
         self._reader: CopyReader | None = None
         #: libpq.COPY_IN (to the server), libpq.COPY_OUT, or None if no COPY is under way.
         self.direction: int | None = None
@@ -156,17 +157,19 @@ class CopyChannel(Channel):
     # -- as what is running on the server: its data, that is
 
     def is_over(self) -> bool:
-        """Drop what data has come. Doesn't suspend, but for pauses."""
+        """Drop a part of the data that has come: a server that isn't cancelled yet sends more as fast as it is taken.
+        Doesn't suspend."""
         assert self._reader is not None
-        while True:
-            _, state = self._reader.read_block()
-            if state == libpq.LOST:
-                raise ConnectionLost
-            if state != libpq.MORE:
-                return bool(state == libpq.END)
-            self._breathe()
+        _, state = self._reader.read_block()
+        if state == libpq.LOST:
+            raise ConnectionLost
+        self._has_more = state == libpq.MORE
+        return bool(state == libpq.END)
 
     def wait(self, until: float) -> object:
+        if self._has_more:
+            self._breathe()
+            return True
         return self._waiter.wait_read(until)
 
 

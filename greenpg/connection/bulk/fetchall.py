@@ -41,13 +41,13 @@ def fetch_in_turns(cursor: GuardedCursor) -> list[Any]:
     return rows
 
 
-def iterate_in_turns(cursor: GuardedCursor) -> Iterator[Any]:
+def iterate_in_turns(cursor: Any) -> Iterator[Any]:
     """The rows of an unnamed cursor, each by its own `__next__()`: whatever is done with the cursor meanwhile, the next
     row is psycopg2's. Suspends now and then."""
     return map(type(cursor).__next__, _in_turns(cursor))
 
 
-def _in_turns(cursor: GuardedCursor) -> Iterator[Any]:
+def _in_turns(cursor: Any) -> Iterator[Any]:
     pacer = Pacer()
     while True:
         yield from repeat(cursor, _CHUNK_ROWS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any, Protocol
 
 import psycopg2
 
@@ -13,6 +14,14 @@ from ..bulk.channel import Channel, ConnectionLost
 from ..guarded_connection import GuardedConnection
 from ..interrupting import end_on_server
 from .statement import PipelinedStatement
+
+
+class HasQuery(Protocol):
+    """A statement that is sent."""
+
+    @property
+    def query(self) -> bytes: ...
+
 
 #: So many bytes are sent at once; what is less waits for more.
 FLUSH_BYTES = 64 * 1024
@@ -28,7 +37,7 @@ class PipelineChannel(Channel):
     def __init__(self, conn: GuardedConnection, waiter: FdWaiter) -> None:
         super().__init__(conn, waiter)
         #: Statements without an answer, in their order; None is a Sync.
-        self.pending: deque[PipelinedStatement | None] = deque()
+        self.pending: deque[Any] = deque()
         self._writer = PipelineWriter(self._pgconn)
         self._reader = PipelineReader(self._pgconn, self.pending)
         self._unsent_bytes = 0
@@ -68,6 +77,14 @@ class PipelineChannel(Channel):
             raise ConnectionLost
         self.pending.append(None)
         self.needs_sync = False
+
+    def send_alone(self, statement: HasQuery) -> None:
+        """With a Sync of its own."""
+        if not self._writer.send_alone(statement.query):
+            raise ConnectionLost
+        pending = self.pending
+        pending.append(statement)
+        pending.append(None)
 
     @property
     def is_full(self) -> bool:

@@ -14,6 +14,7 @@ from ..bulk.pacing import Pacer
 from ..composing import adopt
 from ..cursor import Cursor
 from ..guarded_cursor import GuardedCursor, Params, Query, Row
+from ..rows import scrolled
 from .results import casts_of, description_of, made_row
 from .statement import PipelinedStatement
 
@@ -225,12 +226,7 @@ class PipelinedCursor(Cursor):
         if statement is None or (has_no_rows and self._total is not None):  # executemany()'s: as psycopg2 says
             return _cursor.scroll(self, value, mode)
         rows = self._answered(statement)
-        if mode not in ("relative", "absolute"):
-            raise psycopg2.ProgrammingError("scroll mode must be 'relative' or 'absolute'")
-        position = value + (statement.position if mode == "relative" else 0)
-        if not 0 <= position < rows.count:
-            raise psycopg2.ProgrammingError("scroll destination out of bounds")
-        statement.position = position
+        statement.position = scrolled(value, mode, statement.position, range(rows.count))
         return None
 
 

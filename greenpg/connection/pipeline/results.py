@@ -20,9 +20,10 @@ _default: Any = extensions.UNICODE
 
 def casts_of(rows: Rows, cursor: GuardedCursor) -> list[Any]:
     """A typecaster for each column: the cursor's, the connection's, or psycopg2's."""
-    registries = [types for types in (cursor.string_types, cursor.connection.string_types, _global_types) if types]
-    if len(registries) == 1:
+    own, connections = cursor.string_types, cursor.connection.string_types
+    if not own and not connections:
         return [_for_null(_global_types.get(oid, _default)) for oid in rows.type_oids()]
+    registries = [types for types in (own, connections, _global_types) if types]
     return [
         _for_null(next((types[oid] for types in registries if oid in types), _default))  # as psycopg2 looks for them
         for oid in rows.type_oids()

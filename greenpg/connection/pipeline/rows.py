@@ -14,7 +14,7 @@ import psycopg2
 from psycopg2 import extensions
 
 from ...errors import PipelineAborted, is_interruption
-from ...libpq.pipeline import Rows
+from ...libpq.pipeline import Address, Rows
 from ..bulk.row_errors import note_row
 from ..deadlines import rollback_deadline
 from ..guarded_connection import GuardedConnection
@@ -109,7 +109,7 @@ class _Around(PipelinedStatement):
         self._number = batch.first_row + (index or 0)
         self._shown_query = shown_query
 
-    def answer(self, address: int, status: int) -> None:
+    def answer(self, address: Address, status: int) -> None:
         super().answer(address, status)
         batch, self._batch = self._batch, None
         if self.has_failed and batch is not None:
@@ -128,7 +128,7 @@ class _Around(PipelinedStatement):
 class _Row(_Around):
     __slots__ = ()
 
-    def answer(self, address: int, status: int) -> None:
+    def answer(self, address: Address, status: int) -> None:
         PipelinedStatement.answer(self, address, status)
         batch, self._batch = self._batch, None
         if batch is not None:

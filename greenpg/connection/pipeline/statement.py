@@ -10,7 +10,7 @@ import psycopg2
 
 from ... import libpq
 from ...errors import PipelineAborted, set_attribute
-from ...libpq.pipeline import Rows
+from ...libpq.pipeline import Address, Rows
 from ..server_errors import error_of
 
 NO_RESULTS = "no results to fetch"
@@ -68,7 +68,7 @@ class PipelinedStatement:
         #: Somebody has got its error.
         self.is_told = False
 
-    def answer(self, address: int, status: int) -> None:
+    def answer(self, address: Address, status: int) -> None:
         """Take the PGresult. Doesn't suspend."""
         self.is_over = True
         if status == libpq.TUPLES_OK:
@@ -77,8 +77,7 @@ class PipelinedStatement:
             self.cursor = None
         elif status == libpq.COMMAND_OK:
             self.command = command = libpq.command_of(address)
-            count = command[command.rfind(b" ") + 1 :]
-            self.rowcount = int(count) if count.isdigit() else -1
+            self.rowcount = affected_rows(command)
             self.cursor = None
         elif status == libpq.PIPELINE_ABORTED:
             libpq.function("PQclear")(address)
@@ -157,6 +156,12 @@ class PipelinedStatement:
         if self.index is not None:
             set_attribute(error, "statement_index", self.index)
             add_note(error, f"pipeline: statement {self.index}, counted from 0")
+
+
+def affected_rows(command: bytes) -> int:
+    """The number in b"INSERT 0 1"; -1 where there is none."""
+    count = command[command.rfind(b" ") + 1 :]
+    return int(count) if count.isdigit() else -1
 
 
 def add_note(error: BaseException, note: str) -> None:

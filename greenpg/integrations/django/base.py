@@ -8,8 +8,8 @@ choose_psycopg2()
 
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgreSQLWrapper  # noqa: E402
 
-from .wrapper import PooledWrapper  # noqa: E402
+from .replica import ClusteredWrapper  # noqa: E402
 
 
-class DatabaseWrapper(PooledWrapper, PostgreSQLWrapper):
+class DatabaseWrapper(ClusteredWrapper, PostgreSQLWrapper):
     """Django's PostgreSQL backend, its connections lent by a pool of greenpg's."""

@@ -28,6 +28,8 @@ class DatabaseValidation(BaseDatabaseValidation):
             self.connection.get_connection_params()
         except ImproperlyConfigured as error:
             return [*found, Error(str(error), obj=self.connection.alias, id="greenpg.E001")]
+        if self.connection.primary_alias is not None:
+            return found  # the primary's check has asked
         return [*found, *_ask_the_doctor(self.connection, has_pool=options is not None)]
 
 

@@ -10,6 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from ...hubs import hub
 from ...pool.pool import ConnectionPool
+from .clusters import close_whole
 
 #: What `OPTIONS["pool"]` stands for where it says nothing else. Django expects to be told at once if it can't connect.
 DEFAULTS: Mapping[str, Any] = {"min_size": 0, "max_size": 10, "fail_fast": True}
@@ -23,6 +24,7 @@ _KNOWN = sorted(set(inspect.signature(ConnectionPool).parameters) - _NOT_OPTIONS
 Key = tuple[str, str]
 
 _pools: dict[Key, ConnectionPool] = {}
+_last_keys: dict[str, tuple[tuple[dict[str, Any], dict[str, Any], tuple[Any, ...]], Key]] = {}
 
 
 def pool_options(settings_dict: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -48,6 +50,7 @@ def pool_options(settings_dict: Mapping[str, Any]) -> dict[str, Any] | None:
             f'"lease" of OPTIONS["pool"] must be "request", or "transaction": then a connection goes back after each '
             f"transaction, and without one after each query. It is {options[_LEASE]!r}"
         )
+    options.pop(_LEASE, None)
     if settings_dict.get("CONN_MAX_AGE", 0) != 0:
         raise ImproperlyConfigured(
             "Pooling doesn't support persistent connections: it's the pool that keeps them. Set CONN_MAX_AGE to 0; how "
@@ -58,9 +61,23 @@ def pool_options(settings_dict: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**DEFAULTS, **options}
 
 
-def leases_by_transaction(options: Mapping[str, Any]) -> bool:
+def key_of(alias: str, parameters: dict[str, Any], options: dict[str, Any], own: tuple[Any, ...]) -> Key:
+    """What a pool is known by. Doesn't suspend.
+
+    Each request asks, and a text is dear: the last one of each alias is remembered.
+    """
+    last = _last_keys.get(alias)
+    if last is not None and last[0] == (parameters, options, own):
+        return last[1]
+    key = (alias, repr((sorted(parameters.items()), sorted(options.items()), own)))
+    _last_keys[alias] = (dict(parameters), dict(options), own), key
+    return key
+
+
+def leases_by_transaction(settings_dict: Mapping[str, Any]) -> bool:
     """Whether a task has a connection for as long as a transaction, or else a query, lasts; not until its end."""
-    return options.get(_LEASE) == "transaction"
+    options = settings_dict["OPTIONS"].get("pool")
+    return isinstance(options, Mapping) and options.get(_LEASE) == "transaction"
 
 
 def find_pool(key: Key, make: Callable[[], ConnectionPool]) -> ConnectionPool:
@@ -71,7 +88,7 @@ def find_pool(key: Key, make: Callable[[], ConnectionPool]) -> ConnectionPool:
             if other[0] == key[0] and _is_unused(unused):
                 # The alias leads elsewhere now: a test database, a new password.
                 _pools.pop(other, None)
-                hub().spawn(unused.close)
+                hub().spawn(close_whole, unused)
         pool = _pools.setdefault(key, make())
     return pool
 
@@ -86,7 +103,7 @@ def close_pools(wanted: Callable[[Key, ConnectionPool], bool]) -> None:
     for key, pool in list(_pools.items()):
         if wanted(key, pool):
             _pools.pop(key, None)
-            pool.close()
+            close_whole(pool)
 
 
 def _is_unused(pool: ConnectionPool) -> bool:

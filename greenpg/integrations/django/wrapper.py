@@ -23,13 +23,14 @@ from ...hubs import hub
 from ...pool.leased.connection import LeasedConnection
 from ...pool.pool import ConnectionPool
 from .checks import DatabaseValidation
+from .clusters import cluster_settings, make_pool
 from .creation import DatabaseCreation
 from .green import ensure_green, renew_connections
 from .loan import Loan, reclaim
-from .pools import close_pools, find_pool, is_known, leases_by_transaction, pool_options
+from .pools import close_pools, find_pool, is_known, key_of, leases_by_transaction, pool_options
 
 #: Entries of OPTIONS that are neither libpq's nor psycopg2's.
-_NOT_PARAMETERS = ("pool", "server_side_binding")
+_NOT_PARAMETERS = ("pool", "server_side_binding", "replica_of", "cluster")
 
 
 class ErrorWrapper(DatabaseErrorWrapper):
@@ -47,6 +48,8 @@ class PooledWrapper(BaseDatabaseWrapper):
     validation_class = DatabaseValidation
 
     settings_dict: dict[str, Any]
+    #: The alias of the primary, of an alias for replicas.
+    primary_alias: str | None = None
     _loan: Loan | None = None
     isolation_level: Any = None
 
@@ -76,15 +79,14 @@ class PooledWrapper(BaseDatabaseWrapper):
         reclaim()
         if parameters is None:
             parameters = self.get_connection_params()
-        own = settings["OPTIONS"].get("assume_role"), self._isolation_level(), settings["CONN_HEALTH_CHECKS"]
-        key = (self.alias, repr((sorted(parameters.items()), sorted(options.items()), own)))
-        return find_pool(key, lambda: self._make_pool(parameters, options))
+        role, level = settings["OPTIONS"].get("assume_role"), self._isolation_level()
+        own = role, level, settings["CONN_HEALTH_CHECKS"], cluster_settings(self.alias)
+        return find_pool(key_of(self.alias, parameters, options, own), lambda: self._make_pool(parameters, options))
 
     def _make_pool(self, parameters: dict[str, Any], options: dict[str, Any]) -> ConnectionPool:
         if self.settings_dict["CONN_HEALTH_CHECKS"]:
             options.setdefault("check", ConnectionPool.check_connection)
         options.setdefault("name", f"django {self.alias}")
-        options.pop("lease", None)
         configure = functools.partial(
             _configure,
             time_zone=self.timezone_name,
@@ -93,7 +95,7 @@ class PooledWrapper(BaseDatabaseWrapper):
             further=options.pop("configure", None),
         )
         try:
-            return ConnectionPool(kwargs={**parameters, "autocommit": True}, configure=configure, **options)
+            return make_pool(self.alias, {**parameters, "autocommit": True}, {**options, "configure": configure})
         except (TypeError, ValueError) as error:
             raise ImproperlyConfigured(f'OPTIONS["pool"]: {error}') from error
 
@@ -149,7 +151,7 @@ class PooledWrapper(BaseDatabaseWrapper):
         self._let_go()
         level = self._isolation_level()
         self.isolation_level = IsolationLevel.READ_COMMITTED if level is None else level
-        leases = leases_by_transaction(pool_options(self.settings_dict) or {})
+        leases = leases_by_transaction(self.settings_dict)
         loan = Loan(pool, LeasedConnection(pool) if leases else self._borrow(pool, conn_params), self)
         self._loan = loan
         try:

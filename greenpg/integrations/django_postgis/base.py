@@ -8,8 +8,8 @@ choose_psycopg2()
 
 from django.contrib.gis.db.backends.postgis.base import DatabaseWrapper as PostGISWrapper  # noqa: E402
 
-from ..django.wrapper import PooledWrapper  # noqa: E402
+from ..django.replica import ClusteredWrapper  # noqa: E402
 
 
-class DatabaseWrapper(PooledWrapper, PostGISWrapper):  # type: ignore[misc]  # django.contrib.gis is not looked into
+class DatabaseWrapper(ClusteredWrapper, PostGISWrapper):  # type: ignore[misc]  # django.contrib.gis is not looked into
     """GeoDjango's PostGIS backend, its connections lent by a pool of greenpg's."""

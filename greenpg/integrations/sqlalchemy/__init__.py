@@ -6,6 +6,17 @@ Needs the extra: `pip install greenpg[sqlalchemy]`.
 from __future__ import annotations
 
 from .dialect import PGDialect_greenpg
+from .keeping import keep_connections
 from .pool import GreenpgPool
+from .replicas import ReplicaPool
+from .routing import ClusterEngines, ClusterSession, create_cluster_engines
 
-__all__ = ["GreenpgPool", "PGDialect_greenpg"]
+__all__ = [
+    "ClusterEngines",
+    "ClusterSession",
+    "GreenpgPool",
+    "PGDialect_greenpg",
+    "ReplicaPool",
+    "create_cluster_engines",
+    "keep_connections",
+]

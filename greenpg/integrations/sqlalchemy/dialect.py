@@ -18,7 +18,7 @@ from ...pool.health import close_quietly, is_alive
 from ...pool.leased.connection import LeasedConnection
 from .keeping import keep_connection
 from .pool import GreenpgPool
-from .record import LeaseRecord, SlotRecord
+from .record import Record
 
 
 class PGDialect_greenpg(PGDialect_psycopg2):  # named as SQLAlchemy names its own
@@ -85,11 +85,16 @@ class PGDialect_greenpg(PGDialect_psycopg2):  # named as SQLAlchemy names its ow
 
     def do_commit(self, dbapi_connection: Any) -> None:
         """Commit, unless the connection has been garbage collected: then its pool does."""
-        if not _is_abandoned(dbapi_connection):
+        if not _is_abandoned(dbapi_connection) and not _has_ended(dbapi_connection):
             super().do_commit(dbapi_connection)
+
+
+def _has_ended(fairy: Any) -> bool:
+    """A ClusterSession has ended the transaction, which was a replica's, before."""
+    return getattr(getattr(fairy, "_connection_record", None), "has_ended", False)
 
 
 def _is_abandoned(fairy: Any) -> bool:
     """Garbage is collected wherever it happens to be: in the hub, too, where nothing can wait."""
     record = getattr(fairy, "_connection_record", None)
-    return isinstance(record, SlotRecord | LeaseRecord) and record.is_abandoned
+    return isinstance(record, Record) and record.is_abandoned

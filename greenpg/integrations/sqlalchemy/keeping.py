@@ -8,11 +8,32 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy.engine import ExceptionContext
+from sqlalchemy import event
+from sqlalchemy.engine import Engine, ExceptionContext
 
 from ...connection.connection import Connection
 from ...errors import is_interruption
 from ...pool.leased.connection import LeasedConnection
+from ...pool.slot import Slot
+
+
+def keep_connections(engine: Engine | type[Engine]) -> None:
+    """Let connections survive kills and timeouts on an engine of SQLAlchemy's own psycopg2 dialect, too.
+
+    `engine`: one engine, or `sqlalchemy.engine.Engine` for all that there are and will be. A connection that is
+    invalidated, and `creator=pool.getconn` has taken from a `greenpg.ConnectionPool(close_returns=True)`, isn't lent
+    again. Harmless if done twice. Doesn't suspend.
+    """
+    for name, call in (("handle_error", keep_connection), ("invalidate", _condemn)):
+        if not event.contains(engine, name, call):
+            event.listen(engine, name, call)
+
+
+def _condemn(conn: Any, record: object, exception: BaseException | None) -> None:
+    """For the event `invalidate`: SQLAlchemy is going to close the connection, which would only return it."""
+    slot = conn._lender if isinstance(conn, Connection) else None
+    if isinstance(slot, Slot):
+        slot.condemn()
 
 
 def is_kept(error: BaseException, conn: Any) -> bool:

@@ -133,7 +133,7 @@ class GreenpgPool(Pool):
             record.wait_for_the_end()
             if self._is_shared:
                 is_new_here = slot.conn is not None and slot.conn._lender is slot
-                return slot.conn if is_new_here else connect_for(self._core, slot)
+                return slot.conn if is_new_here else connect_for(record.core, slot)
             conn = create(record)
             _check_is_ours(conn)
             if self._core.options.statement_deadline is not None:
@@ -166,26 +166,24 @@ class GreenpgPool(Pool):
         return slot
 
     def _lend_slot(self) -> Slot:
-        core = self._core
         try:
-            slot = lend(core, self._time_to_wait(core))
+            return self._take()
         except PoolTimeout as error:
             raise exc.TimeoutError(
                 f"GreenpgPool limit of size {self.size()} overflow {self._max_overflow} reached, connection timed out: "
                 f"{error}",
                 code="3o7r",
             ) from error
-        return slot
 
     def _make_lease(self) -> LeasedConnection:
         return LeasedConnection._by(self.greenpg_pool, self._lend)
 
-    def _time_to_wait(self, core: PoolCore) -> float | None:
+    def _take(self) -> Slot:
         """SQLAlchemy's timeout is for waiting until somebody returns a connection, not for opening one."""
-        ledger = core.ledger
+        core, ledger, timeout = self._core, self._core.ledger, None
         if not ledger.idle and len(ledger.line) < ledger.max_size - ledger.open_count:
-            return max(core.options.timeout, _LONGEST_CONNECT)
-        return None
+            timeout = max(core.options.timeout, _LONGEST_CONNECT)
+        return lend(core, timeout)
 
     def _record_of(self, slot: Slot) -> SlotRecord:
         """Suspends when the engine sees a shared pool's connection for the first time."""
@@ -194,15 +192,16 @@ class GreenpgPool(Pool):
         if slot.record is None:
             slot.record = {}
         record: Any = slot.record.get(self)
+        core: PoolCore = slot.lent_by  # type: ignore[assignment]  # it is lent
         try:
             if record is None or record.dbapi_connection is not slot.conn:
-                record = slot.record[self] = SlotRecord(self, self._core, slot)
+                record = slot.record[self] = SlotRecord(self, core, slot)
                 record.note_settings()
             else:
                 record.put_settings()
         except BaseException:
             slot.condemn()
-            give_back(self._core, slot)
+            give_back(core, slot)
             raise
         return record  # type: ignore[no-any-return]
 
@@ -210,7 +209,7 @@ class GreenpgPool(Pool):
         if isinstance(record, LeaseRecord):
             record.end(commits=self._reset_on_return is ResetStyle.reset_commit)
             return
-        core, slot = self._core, record.slot
+        core, slot = record.core, record.slot
         if slot.lent_by is not core:
             return  # lent in the process that this one was forked from
         if record.was_abandoned:
@@ -228,7 +227,7 @@ class GreenpgPool(Pool):
         if not (_checkin and getattr(connection, "closed", True)):  # not lost: a handler wants all to be replaced
             super()._invalidate(connection, exception, _checkin)
             return
-        self._core.suspect_all()
+        getattr(getattr(connection, "_connection_record", self), "core", self._core).suspect_all()
         if getattr(connection, "is_valid", False):
             connection.invalidate(exception)
 

@@ -27,10 +27,32 @@ _LONGEST_END = 5.0
 logger = logging.getLogger("greenpg.pool")
 
 
-class SlotRecord(_ConnectionRecord):
+class Record(_ConnectionRecord):
+    """What both have."""
+
+    __slots__ = ("was_abandoned",)
+
+    def __init__(self, pool: Pool, connect: bool = True) -> None:
+        #: The present checkin is the garbage collector's.
+        self.was_abandoned = False
+        super().__init__(pool, connect)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Who had the connection checked out is garbage."""
+        return self.fairy_ref is not None and self.fairy_ref() is None
+
+    def _checkin_failed(self, err: BaseException, _fairy_was_created: bool = True) -> None:
+        if is_kept(err, self.dbapi_connection):
+            self.checkin(_fairy_was_created)
+        else:
+            super()._checkin_failed(err, _fairy_was_created)
+
+
+class SlotRecord(Record):
     """Lives as long as its slot. When the slot is lent, SQLAlchemy's checkout has it until `checkin()`."""
 
-    __slots__ = ("core", "settings", "slot", "was_abandoned")
+    __slots__ = ("core", "has_ended", "settings", "slot")
 
     def __init__(self, pool: Pool, core: PoolCore, slot: Slot) -> None:
         """Connects, by the pool's creator, and runs the events. Suspends; raises what they raise."""
@@ -38,8 +60,8 @@ class SlotRecord(_ConnectionRecord):
         self.slot = slot
         #: What the events of a shared pool's engine have made of the connection's settings, None: nothing.
         self.settings: SessionSettings | None = None
-        #: The present checkin is the garbage collector's.
-        self.was_abandoned = False
+        #: Its transaction was ended before the COMMIT.
+        self.has_ended = False
         super().__init__(pool)
 
     def wait_for_the_end(self) -> None:
@@ -61,10 +83,9 @@ class SlotRecord(_ConnectionRecord):
         if self.settings is not None:
             self.settings.put_back(self.slot.conn)
 
-    @property
-    def is_abandoned(self) -> bool:
-        """Who had the connection checked out is garbage."""
-        return self.fairy_ref is not None and self.fairy_ref() is None
+    def note_end(self) -> None:
+        """The transaction of this checkout is over, whatever is committed later. Doesn't suspend."""
+        self.has_ended = True
 
     def get_connection(self) -> Any:
         """The connection, a new one if it was invalidated or is too old. Suspends then."""
@@ -76,18 +97,13 @@ class SlotRecord(_ConnectionRecord):
     def checkin(self, _fairy_was_created: bool = True) -> None:
         """Return the slot, whatever the handlers of events do. Suspends only for a rollback."""
         lent_at = self.slot.lent_at
+        self.has_ended = False
         self.was_abandoned = self.is_abandoned
         try:
             super().checkin(_fairy_was_created)
         except BaseException:
             self.return_if_lent(lent_at)
             raise
-
-    def _checkin_failed(self, err: BaseException, _fairy_was_created: bool = True) -> None:
-        if is_kept(err, self.dbapi_connection):
-            self.checkin(_fairy_was_created)
-        else:
-            super()._checkin_failed(err, _fairy_was_created)
 
     def note_error(self, error: BaseException) -> None:
         """Look whether the error says that the connection shouldn't be lent again. Doesn't suspend."""
@@ -116,21 +132,15 @@ class SlotRecord(_ConnectionRecord):
             slot.watch_end(hub().on_end(task, ended))
 
 
-class LeaseRecord(_ConnectionRecord):
+class LeaseRecord(Record):
     """Of a `LeasedConnection`; it lives as long as that is checked out."""
 
-    __slots__ = ("_make", "_was_abandoned")
+    __slots__ = ("_make",)
 
     def __init__(self, pool: Pool, make: Callable[[], LeasedConnection]) -> None:
         super().__init__(pool, connect=False)
         self._make = make
-        self._was_abandoned = False
         self.dbapi_connection: Any = make()
-
-    @property
-    def is_abandoned(self) -> bool:
-        """Who had the connection checked out is garbage."""
-        return self.fairy_ref is not None and self.fairy_ref() is None
 
     def get_connection(self) -> Any:
         """The connection, a new one if it was invalidated. Doesn't suspend."""
@@ -140,25 +150,19 @@ class LeaseRecord(_ConnectionRecord):
 
     def checkin(self, _fairy_was_created: bool = True) -> None:
         """End the lease, whatever the handlers of events do. Suspends if there is one."""
-        self._was_abandoned = self.is_abandoned
+        self.was_abandoned = self.is_abandoned
         try:
             super().checkin(_fairy_was_created)
         except BaseException:
             self.end(commits=False)
             raise
 
-    def _checkin_failed(self, err: BaseException, _fairy_was_created: bool = True) -> None:
-        if is_kept(err, self.dbapi_connection):
-            self.checkin(_fairy_was_created)
-        else:
-            super()._checkin_failed(err, _fairy_was_created)
-
     def end(self, commits: bool) -> None:
         """The checkout is over. Suspends only for a rollback; what was garbage is committed, or not, by a task."""
         conn, self.dbapi_connection = self.dbapi_connection, None
         if conn is None:  # it was detached, or invalidated
             return
-        if self._was_abandoned:
+        if self.was_abandoned:
             hub().spawn(_close_abandoned, conn, commits)
         else:
             conn.close()

@@ -9,10 +9,9 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import psycopg2
 from psycopg2 import extensions
 
-from ...connection.bulk.fetchall import BIG_ROWS
-from ...connection.bulk.pacing import Pacer
+from ...connection.bulk.fetchall import BIG_ROWS, iterate_in_turns
 from ...connection.cursor import Cursor
-from ...connection.rows import RowDict
+from ...connection.rows import RowDict, as_dicts, scrolled
 from ...errors import is_interruption
 from .lease import Lease
 
@@ -154,6 +153,16 @@ class FetchingCursor:
 
     # -- results
 
+    def _read(self, call: str, function: Callable[[Any], Any], read_kept: Callable[[], Any]) -> Any:
+        """`function(cursor)` while there is one below; `read_kept()` afterwards. Suspends for a named cursor."""
+        if self._name is not None:
+            return self._fetching(call, function)
+        real = self._live()
+        if real is None:
+            return read_kept()
+        self._check()
+        return function(real)
+
     def _fetching(self, call: str, function: Callable[[Any], Any]) -> Any:
         """Of a named cursor, which asks the server."""
         self._check()
@@ -176,62 +185,38 @@ class FetchingCursor:
         found, self._at = rows[self._at : end], end
         return found
 
-    def fetchone(self) -> Any:
-        """The next row, None if there is none. Of a named cursor it suspends."""
-        if self._name is not None:
-            return self._fetching("fetchone", lambda real: real.fetchone())
-        real = self._live()
-        if real is not None:
-            self._check()
-            return real.fetchone()
+    def _next_row(self) -> Any:
         found = self._next_rows(1)
         return found[0] if found else None
+
+    def fetchone(self) -> Any:
+        """The next row, None if there is none. Of a named cursor it suspends."""
+        return self._read("fetchone", lambda real: real.fetchone(), self._next_row)
 
     def fetchmany(self, size: int | None = None) -> list[Any]:
         """The next `size` rows (None: `arraysize`). Of a named cursor it suspends."""
         size = self.arraysize if size is None else size
-        if self._name is not None:
-            rows: list[Any] = self._fetching("fetchmany", lambda real: real.fetchmany(size))
-            return rows
-        real = self._live()
-        if real is not None:
-            self._check()
-            return real.fetchmany(size)  # type: ignore[no-any-return]
-        return self._next_rows(size)
+        rows: list[Any] = self._read("fetchmany", lambda real: real.fetchmany(size), lambda: self._next_rows(size))
+        return rows
 
     def fetchall(self) -> list[Any]:
         """The remaining rows. Suspends now and then if there are many, and of a named cursor."""
-        if self._name is not None:
-            rows: list[Any] = self._fetching("fetchall", lambda real: real.fetchall())
-            return rows
-        real = self._live()
-        if real is not None:
-            self._check()
-            return real.fetchall()  # type: ignore[no-any-return]
-        return self._next_rows(None)
+        rows: list[Any] = self._read("fetchall", lambda real: real.fetchall(), lambda: self._next_rows(None))
+        return rows
 
     def fetchone_dict(self) -> RowDict | None:
         """The next row as a `RowDict`, as `Cursor.fetchone_dict()`. Suspends as `fetchone()` does."""
         row = self.fetchone()
-        return None if row is None else self._as_dict(row)
+        return None if row is None else as_dicts([row], self.description)[0]
 
     def fetchall_dict(self) -> list[RowDict]:
         """The remaining rows as `RowDict`s. Suspends as `fetchall()` does."""
-        return [self._as_dict(row) for row in self.fetchall()]
-
-    def _as_dict(self, row: Any) -> RowDict:
-        names = [column[0] for column in self.description or ()]
-        return RowDict(zip(names, row.values() if hasattr(row, "values") else row, strict=True))
+        rows = self.fetchall()
+        return as_dicts(rows, self.description)
 
     def __iter__(self) -> Iterator[Any]:
         """Over the remaining rows; lets other tasks run now and then."""
-        return self if self._name is not None or self.rowcount < BIG_ROWS else self._in_turns()
-
-    def _in_turns(self) -> Iterator[Any]:
-        pacer = Pacer()
-        for row in iter(self.fetchone, None):
-            yield row
-            pacer.pause()
+        return self if self._name is not None or self.rowcount < BIG_ROWS else iterate_in_turns(self)
 
     def __next__(self) -> Any:
         if self._name is not None:
@@ -244,21 +229,12 @@ class FetchingCursor:
     def scroll(self, value: int, mode: Literal["relative", "absolute"] = "relative") -> None:
         """Move to another row, as psycopg2's. Of a named cursor it suspends. Once the connection has gone back: not to
         rows that were read before."""
-        if self._name is not None:
-            self._fetching("scroll", lambda real: real.scroll(value, mode))
-            return
-        real = self._live()
-        if real is not None:
-            self._check()
-            real.scroll(value, mode)
-            return
+        self._read("scroll", lambda real: real.scroll(value, mode), lambda: self._scroll_kept(value, mode))
+
+    def _scroll_kept(self, value: int, mode: Literal["relative", "absolute"]) -> None:
         result = self._kept()
-        if mode not in ("relative", "absolute"):
-            raise psycopg2.ProgrammingError("scroll mode must be 'relative' or 'absolute'")
-        at = value - result.first + (self._at + result.first if mode == "relative" else 0)
-        if not 0 <= at < len(result.rows):
-            raise psycopg2.ProgrammingError("scroll destination out of bounds")
-        self._at = at
+        first = result.first
+        self._at = scrolled(value, mode, self._at + first, range(first, first + len(result.rows))) - first
 
     def nextset(self) -> bool | None:
         """Go to the next result of `executemany(returning=True)`, as `Cursor.nextset()`. Doesn't suspend."""

@@ -238,9 +238,9 @@ class Psycopg2Connection:
 
     # -- two-phase transactions, and others
 
-    def _call(self, name: str, *args: Any) -> Any:
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         with self._lease.calling(name) as conn:
-            return getattr(conn, name)(*args)
+            return getattr(conn, name)(*args, **kwargs)
 
     def xid(self, format_id: int, gtrid: str, bqual: str) -> Xid:
         """A transaction's identifier, as psycopg2's. Doesn't suspend."""
@@ -269,8 +269,7 @@ class Psycopg2Connection:
 
     def lobject(self, *args: Any, **kwargs: Any) -> Any:
         """A large object, as psycopg2's; good until the transaction ends. Suspends."""
-        with self._lease.calling("lobject") as conn:
-            return conn.lobject(*args, **kwargs)
+        return self._call("lobject", *args, **kwargs)
 
     def cancel(self) -> None:
         """Cancel what the leased connection is running; any task may call it. Suspends for a round trip, if there's

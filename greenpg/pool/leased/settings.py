@@ -8,14 +8,10 @@ from typing import Any
 from psycopg2 import extensions
 
 from ...connection.session_settings import SessionSettings
+from ...connection.transaction import ISOLATION_LEVELS
 
 #: psycopg2's numbers.
-_LEVELS = {
-    "READ COMMITTED": extensions.ISOLATION_LEVEL_READ_COMMITTED,
-    "REPEATABLE READ": extensions.ISOLATION_LEVEL_REPEATABLE_READ,
-    "SERIALIZABLE": extensions.ISOLATION_LEVEL_SERIALIZABLE,
-    "READ UNCOMMITTED": extensions.ISOLATION_LEVEL_READ_UNCOMMITTED,
-}
+_LEVELS = {name: number for number, name in ISOLATION_LEVELS.items()}
 
 Overrides = dict[str, Any]
 
