@@ -13,6 +13,7 @@ from psycopg2 import extensions
 import greenpg
 from greenpg import errors
 from greenpg.connection.connect import silent
+from greenpg.connection.connect.route import Host
 from greenpg.hubs import hub
 
 on_one_hub = pytest.mark.only_hub("gevent")
@@ -160,8 +161,6 @@ def test_several_hosts_have_a_timeout_by_default(server, monkeypatch):
 
 
 def test_silent_host_is_the_last(monkeypatch):
-    from greenpg.connection.connect.route import Host
-
     a, b, c = (Host(name, "", "5432") for name in "abc")
     silent.note_silent(a)
     assert silent.silent_last([a, b, c]) == [b, c, a]
@@ -170,6 +169,38 @@ def test_silent_host_is_the_last(monkeypatch):
     assert until == silent._silent_until, "after a while it gets all of its time again"
     silent.note_answer(a)
     assert silent.silent_last([a, b, c]) == [a, b, c]
+
+
+def test_suspected_host_is_the_last_until_more_is_known(monkeypatch):
+    monkeypatch.setattr(silent, "SHORT_TIMEOUT", 0.05)
+    a, b = (Host(name, "", "5432") for name in "ab")
+    silent.suspect(a)
+    assert silent.silent_last([a, b]) == [b, a]
+    assert silent.is_suspect(a) and not silent.is_suspect(b)
+    hub().sleep(0.06)
+    assert silent.silent_last([a, b]) == [a, b], "it has answered"
+    silent.suspect(a)
+    hub().sleep(0.06)
+    silent.note_silent(a)
+    assert silent.is_silent(a) and not silent.is_suspect(a)
+    silent.suspect(a)
+    assert not silent.is_suspect(a), "it's known to be silent"
+
+
+@on_one_hub
+def test_attempt_at_a_suspected_host_proves_nothing(server, monkeypatch):
+    """It has less time than hosts have: it isn't remembered for half a minute that this wasn't enough."""
+    monkeypatch.setattr(silent, "SHORT_TIMEOUT", 0.3)
+    monkeypatch.setattr("greenpg.connection.connect.watch.SHORT_TIMEOUT", 0.4)
+    parameters = extensions.parse_dsn(server.tcp_dsn)
+    with Proxy("127.0.0.1", server.port) as far_away, Proxy("127.0.0.1", server.port) as refusing:
+        far_away.stall()
+        refusing.refuse()
+        ports = f"{far_away.port},{refusing.port}"
+        silent.suspect(host := Host("127.0.0.1", "", str(far_away.port)))
+        with pytest.raises(psycopg2.OperationalError, match="timeout expired"):
+            greenpg.connect(**parameters | {"host": "127.0.0.1,127.0.0.1", "port": ports})
+        assert not silent.is_silent(host)
 
 
 @on_one_hub

@@ -36,11 +36,11 @@ from keeper import family, tell
 class Node:
     """A server of the cluster: what runs there, and where."""
 
-    def __init__(self, name: str, directory: Path) -> None:
+    def __init__(self, name: str, directory: Path, ports: list[int]) -> None:
         self.name = name
         self.directory = directory
         #: Where PostgreSQL and Patroni's REST interface really listen, and where its cable leads them and etcd.
-        self.postgres, self.rest, self.port, self.rest_port, self.etcd_port = free_ports(5)
+        self.postgres, self.rest, self.port, self.rest_port, self.etcd_port = ports
         self.patroni = self.haproxy = 0
         #: What was done to it: "killed", "frozen", "cut off".
         self.fault: str | None = None
@@ -110,7 +110,9 @@ class PatroniCluster:
         self._patroni = installing.usable_patroni(self.directory)
         progress("etcd")
         self._start_etcd()
-        self.nodes = [Node(f"pg{number}", self._folder(f"pg{number}")) for number in range(1, self._count + 1)]
+        ports = free_ports(5 * self._count)  # all at once, so that none is given twice
+        names = [f"pg{number}" for number in range(1, self._count + 1)]
+        self.nodes = [Node(name, self._folder(name), ports[5 * i : 5 * i + 5]) for i, name in enumerate(names)]
         for node in self.nodes:
             path = node.directory / "haproxy.cfg"
             path.write_text(for_haproxy(node, self.etcd_port))

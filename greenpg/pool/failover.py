@@ -13,7 +13,7 @@ from psycopg2 import extensions
 from .. import libpq
 from ..connection.connect.probing import answers
 from ..connection.connect.route import Host
-from ..connection.connect.silent import SHORT_TIMEOUT, is_silent, note_silent
+from ..connection.connect.silent import SHORT_TIMEOUT, is_silent, note_silent, suspect
 from ..connection.connection import Connection
 from ..errors import LibpqUnavailable
 from ..hubs import hub
@@ -22,7 +22,9 @@ from .health import check_writable, ping
 from .slot import ENDING, Slot
 
 #: Seconds.
-_FIRST_LOOK, _LONGEST_PAUSE = 0.5, 5.0
+_FIRST_LOOK, _LONGEST_PAUSE = 0.05, 5.0
+#: Seconds after which a host that answers nothing isn't waited for, though it may only be far away.
+_PATIENCE = 0.25
 _WANTS_PRIMARY = frozenset({"read-write", "primary"})
 
 
@@ -63,9 +65,14 @@ def _watch_ending(slot: Slot, give_up: Callable[[], object]) -> None:
         hub().sleep(pause)
         if slot.state is not ENDING:
             return
-        if is_silent(host) or not answers(host, SHORT_TIMEOUT):
-            note_silent(host)
+        if is_silent(host):
             give_up()
+            return
+        if not answers(host, _PATIENCE):
+            suspect(host)
+            give_up()  # now another one is tried first
+            if not answers(host, SHORT_TIMEOUT):
+                note_silent(host)
             return
         pause = min(pause * 2, _LONGEST_PAUSE)
 

@@ -193,7 +193,8 @@ def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable
             return conn
         except HostTimedOut:
             host = watch.current_of(hosts)
-            note_silent(host)
+            if not watch.is_suspect:
+                note_silent(host)
             failures.append(f"connection to {host} failed: timeout expired")
             hosts = [other for other in hosts if other is not host]
         except psycopg2.OperationalError as error:

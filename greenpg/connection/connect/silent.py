@@ -13,12 +13,22 @@ from .route import Host
 _REMEMBERED, SHORT_TIMEOUT = 30.0, 1.0
 
 _silent_until: dict[tuple[str, str], float] = {}
+#: Those that may be only far away.
+_suspects: set[tuple[str, str]] = set()
 
 
 def note_silent(host: Host) -> None:
     """It has had its time. Not counted anew for one that had little: after a while it gets all of it again."""
     if not is_silent(host):
+        _suspects.discard(_key(host))
         _silent_until[_key(host)] = time.monotonic() + _REMEMBERED
+
+
+def suspect(host: Host) -> None:
+    """It doesn't answer as fast as most do: as if silent, for as long as it takes to make sure."""
+    if not is_silent(host):
+        _suspects.add(_key(host))
+        _silent_until[_key(host)] = time.monotonic() + SHORT_TIMEOUT
 
 
 def note_answer(host: Host | None) -> None:
@@ -30,6 +40,11 @@ def note_answer(host: Host | None) -> None:
 def is_silent(host: Host) -> bool:
     """Whether it said nothing a short while ago."""
     return bool(_silent_until) and _silent_until.get(_key(host), 0.0) > time.monotonic()
+
+
+def is_suspect(host: Host) -> bool:
+    """Whether it is only suspected of that."""
+    return is_silent(host) and _key(host) in _suspects
 
 
 def silent_last(hosts: list[Host]) -> list[Host]:

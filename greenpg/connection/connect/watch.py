@@ -10,7 +10,7 @@ import psycopg2
 from ... import libpq
 from ...errors import LibpqUnavailable
 from .route import Host
-from .silent import SHORT_TIMEOUT, is_silent
+from .silent import SHORT_TIMEOUT, is_silent, is_suspect
 
 #: While connecting there is no result that would tell the SQLSTATE; verbose messages contain it.
 _DEFAULT_VERBOSITY, _VERBOSE = 1, 2
@@ -27,6 +27,8 @@ class ConnectWatch:
         self._host_deadline: float | None = None
         #: The host that is being tried, and the one that was tried first.
         self.current: Host | None = None
+        #: The current one has little time, without having had all of it before.
+        self.is_suspect = False
         self.first: Host | None = None
         self._tells_sqlstates = False
 
@@ -44,6 +46,7 @@ class ConnectWatch:
             self.current = current
             if self._timeout is not None:
                 is_short = self._spares_silent and is_silent(current)
+                self.is_suspect = is_short and is_suspect(current)
                 self._host_deadline = time.monotonic() + (SHORT_TIMEOUT if is_short else self._timeout)
         deadlines = [deadline for deadline in (self._host_deadline, self._total_deadline) if deadline is not None]
         return min(deadlines, default=None)
