@@ -79,6 +79,7 @@ def test_the_page_in_a_browser(demo, tmp_path):
         dom[-3000:] + done.stderr[-1000:]
     )
     assert re.search(r'<h2>pg2</h2><span class="badge" title="">replica', dom)
+    assert "streaming, synchronous" in dom
     assert re.search(r"<b>[\d,]+</b><span>writes acknowledged", dom)
     assert re.search(r'good"><b>0</b><span>of them lost', dom)
     assert '<body class="gone"' not in dom and "writing and reading" in dom

@@ -34,6 +34,8 @@ class Load:
         self._nodes = {node.postgres: node.name for node in patroni.nodes}
         self._roles: dict[str, str | None] = {}
         self._leader: str | None = None
+        #: The only one that Patroni makes the primary, should that fail.
+        self._synchronous: str | None = None
         self._members: dict[str, dict[str, Any]] = {}
         self._wrote_at = self._began = time.monotonic()
         self._elected_at: float | None = None
@@ -145,14 +147,20 @@ class Load:
         while True:
             try:
                 leader = self._patroni.leader()
+                synchronous = self._patroni.synchronous() if leader else None
                 self._members = self._patroni.members()
             except OSError:
-                leader = None
+                leader = synchronous = None
             name = leader.name if leader else None
+            synchronous = synchronous if synchronous != name else None  # it was, until it was elected
             if name != self._leader:
                 self._elected_at = time.monotonic() if name else None
                 self.note(f"Patroni: {name} is elected" if name else "Patroni: there is no leader")
                 self._leader = name
+            if name and synchronous != self._synchronous:
+                yes = f"{synchronous} is synchronous, and could take over"
+                self.note(f"Patroni: {yes if synchronous else 'nobody could take over yet'}")
+            self._synchronous = synchronous
             for node, found in self._seen():
                 if self._roles.get(node.name, found["role"]) != found["role"]:
                     self.note(f"greenpg: {node.name} is {found['role'] or 'out'}")
@@ -181,6 +189,7 @@ class Load:
                     "error": found["error"],
                     "patroni": member.get("replication_state") or member.get("state"),
                     "is_leader": node.name == self._leader,
+                    "is_synchronous": node.name == self._synchronous,
                     "timeline": member.get("timeline"),
                 }
             )
