@@ -172,6 +172,7 @@ def test_silent_host_is_the_last(monkeypatch):
     assert silent.silent_last([a, b, c]) == [a, b, c]
 
 
+@pytest.mark.usual_grace
 @on_one_hub
 def test_frozen_primary_is_given_up(make_pool, own_pair, monkeypatch):
     """The host of the primary answers nothing, not even a connect; the replica is promoted. No connect_timeout."""
