@@ -166,6 +166,8 @@ def _clean_up(core: PoolCore, slot: Slot) -> None:
     Suspends if there's work to do; but a `reset` is done by a task of the pool's own: it is none of the borrower's
     business, and he may be killed.
     """
+    if slot.conn._has_uncertain_settings:
+        slot.want_reset()
     with core.mutex:
         core.ledger.move(slot, RESETTING)
     if (core.options.only_rolls_back and not slot.needs_reset) or core.is_closed:
