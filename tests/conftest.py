@@ -88,6 +88,15 @@ def dsn(pytestconfig, request):
     return pytestconfig.getoption("--dsn") or request.getfixturevalue("server").dsn
 
 
+@pytest.fixture(autouse=True)
+def patience(request, monkeypatch):
+    """On a busy machine a cancel takes longer than connections get for it."""
+    import greenpg
+
+    if not request.node.get_closest_marker("usual_grace"):
+        monkeypatch.setattr(greenpg.Connection, "interruption_grace", 10.0)
+
+
 @pytest.fixture
 def conn(dsn):
     """A connection; `kit.statements_running()` tells what the server does for it."""

@@ -242,7 +242,7 @@ class SimulatedConnection:
         self._gate = BusyGate()
         self.closed = 0
         self.is_dead = False
-        self._has_altered_settings = self._is_entered = False
+        self._has_altered_settings = self._has_uncertain_settings = self._is_entered = False
         self._blocks, self.notices, self.notifies = [], [], []
         self._last_statement = None
         self.autocommit = False

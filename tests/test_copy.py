@@ -34,12 +34,6 @@ pytestmark = pytest.mark.usefixtures("item")
 ENDLESS = "COPY (SELECT generate_series(1, 100000000), repeat('x', 100)) TO STDOUT"
 
 
-@pytest.fixture(autouse=True)
-def time_to_end(monkeypatch):
-    """What was sent of an endless COPY has to be read before the connection can be kept."""
-    monkeypatch.setattr(greenpg.Connection, "interruption_grace", 10.0)
-
-
 @pytest.fixture
 def cur(conn):
     return conn.cursor()

@@ -618,6 +618,7 @@ def test_killed_while_sending(through_proxy, monkeypatch, comes_back):
         monkeypatch.setattr("greenpg.connection.interrupting.END_TIMEOUT", 0.3)
     proxy, dsn = through_proxy
     conn = greenpg.connect(dsn)
+    conn.interruption_grace = 10.0 if comes_back else 0.3
     cur = conn.cursor()
     cur.execute("CREATE TEMP TABLE item (id int, name text)")
 
@@ -656,6 +657,7 @@ def test_deadline(conn, cur):
     cur.execute("SELECT 1")
 
 
+@pytest.mark.usual_grace
 @green_only
 def test_deadline_when_the_network_is_gone(through_proxy, monkeypatch):
     monkeypatch.setattr("greenpg.connection.interrupting.END_TIMEOUT", 0.3)
@@ -772,7 +774,6 @@ def test_without_a_wait_callback(dsn):
 
 @green_only
 def test_kills_at_any_moment(conn, cur, monkeypatch):
-    conn.interruption_grace = 10.0  # on a busy machine a cancel takes its time
     monkeypatch.setattr(executemany, "PAGE_ROWS", 100)
     seed = random.randrange(1_000_000)
     print(f"seed {seed}")

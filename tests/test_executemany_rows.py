@@ -1,5 +1,6 @@
 """executemany() whose rows are transactions of their own, or whose results are kept."""
 
+import contextlib
 import random
 
 import psycopg2
@@ -75,6 +76,50 @@ def test_as_psycopg2_in_autocommit(conn, query, rows, kind):
     if "made" in query:
         conn.execute("DROP TABLE made_1, made_2, made_3")
     assert outcome(conn, executemany, query, kind(rows)) == expected
+
+
+AFTERWARDS = {
+    "scroll": lambda cur: cur.scroll(1),
+    "scroll back": lambda cur: cur.scroll(-1),
+    "no rows": lambda cur: cur.executemany(INSERT, []),
+    "refused arguments": lambda cur: cur.execute("SELECT %s", (1, 2)),
+    "an empty query": lambda cur: cur.execute(""),
+    "no query": lambda cur: cur.execute(5),
+}
+
+
+@pytest.mark.parametrize("ids", [(1, 2, 3), (1, 2, 1, 3)])
+@pytest.mark.parametrize("afterwards", AFTERWARDS.values(), ids=AFTERWARDS)
+def test_what_a_call_that_does_nothing_leaves(conn, ids, afterwards):
+    def left(call):
+        cur = conn.cursor()
+        with contextlib.suppress(psycopg2.errors.UniqueViolation):
+            call(cur, INSERT, [(n, "x") for n in ids])
+        told = None
+        try:
+            afterwards(cur)
+        except (psycopg2.Error, TypeError) as error:
+            told = type(error), str(error), getattr(error, "cursor", None) is cur
+        conn.execute("TRUNCATE item")
+        return told, cur.rowcount, cur.statusmessage, cur.query, cur.rownumber
+
+    assert left(executemany) == left(psycopg2s_executemany)
+
+
+def test_adapters_that_use_the_connection_behind_a_row_that_fails(conn):
+    class Querying:
+        def __conform__(self, protocol):
+            conn.execute("SELECT 1")
+            return extensions.adapt("x")
+
+    def left(call):
+        cur = conn.cursor()
+        with pytest.raises(psycopg2.errors.UniqueViolation):
+            call(cur, INSERT, [(n, Querying()) for n in (1, 2, 1, 3)])
+        conn.execute("TRUNCATE item")
+        return cur.rowcount, cur.statusmessage, cur.query
+
+    assert left(executemany) == left(psycopg2s_executemany)
 
 
 def test_rows_are_transactions(conn):

@@ -203,6 +203,7 @@ def test_attempt_at_a_suspected_host_proves_nothing(server, monkeypatch):
         assert not silent.is_silent(host)
 
 
+@pytest.mark.usual_grace
 @on_one_hub
 def test_frozen_primary_is_given_up(make_pool, own_pair, monkeypatch):
     """The host of the primary answers nothing, not even a connect; the replica is promoted. No connect_timeout."""

@@ -746,6 +746,7 @@ def test_lost_connection(conn, admin):
         second.fetchone()
 
 
+@pytest.mark.usual_grace
 @pytest.mark.parametrize("is_autocommit", [False, True])
 def test_a_network_that_swallows_everything(through_proxy, is_autocommit):
     """A deadline comes out all the same, and the connection isn't kept."""

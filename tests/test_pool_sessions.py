@@ -290,3 +290,46 @@ def test_typecasters_and_attributes_end_with_the_borrowing(make_pool):
         assert other.tenant is None
         assert not hasattr(other, "user_id")
         assert other.label == "none"
+
+
+@pytest.mark.parametrize("reset", ["rollback", "session"])
+@pytest.mark.parametrize(
+    ("setting", "value", "shown_by"),
+    [
+        ("readonly", True, "transaction_read_only"),
+        ("isolation_level", 3, "transaction_isolation"),
+        ("encoding", "LATIN1", "client_encoding"),
+    ],
+)
+def test_settings_that_a_rollback_by_hand_took_back(make_pool, reset, setting, value, shown_by):
+    """psycopg2 doesn't know of the rollback, and believes what it has told the server."""
+    pool = make_pool(min_size=1, max_size=1, reset=reset)
+
+    def shown():
+        with pool.cursor() as cur:
+            cur.execute(f"SHOW {shown_by}")
+            return cur.fetchone()[0]
+
+    before = shown()
+    conn = pool.getconn()
+    conn.autocommit = True
+    usual = getattr(conn, setting)
+
+    def assign(value):
+        if setting == "encoding":
+            conn.set_client_encoding(value)
+        else:
+            setattr(conn, setting, value)
+
+    assign(value)
+    with conn.cursor() as cur:
+        cur.execute("BEGIN")
+        assign(usual)
+        cur.execute("ROLLBACK")
+        cur.execute(f"SHOW {shown_by}")
+        assert cur.fetchone()[0] != before
+    pool.putconn(conn)
+    assert shown() == before
+    with pool.connection() as conn:
+        assert getattr(conn, setting) == usual
+    assert pool.get_stats()["connections_num"] == 1

@@ -17,13 +17,6 @@ from greenpg.errors import DeadlineExceeded
 from greenpg.hubs import hub
 from greenpg.integrations.sqlalchemy import GreenpgPool
 
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch):
-    """A busy machine may take longer to save a connection than users would wait for."""
-    monkeypatch.setattr(greenpg.Connection, "interruption_grace", 5.0)
-
-
 green = pytest.mark.only_hub("gevent", "eventlet")
 
 Base = declarative_base()

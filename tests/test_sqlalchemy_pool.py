@@ -556,9 +556,8 @@ def test_sqlalchemys_pools_with_this_dialect(dsn, poolclass):
 
 @green
 @pytest.mark.parametrize("poolclass", [NullPool, QueuePool])
-def test_psycopg2s_dialect_keeps_connections_if_asked(dsn, poolclass, monkeypatch):
+def test_psycopg2s_dialect_keeps_connections_if_asked(dsn, poolclass):
     """The kill comes out, the connection is used on; one that is lost goes as ever."""
-    monkeypatch.setattr(greenpg.Connection, "interruption_grace", 5.0)
     engine = create_engine("postgresql+psycopg2://", connect_args=extensions.parse_dsn(dsn), poolclass=poolclass)
     keep_connections(engine)
     keep_connections(engine)  # harmless

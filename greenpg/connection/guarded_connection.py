@@ -43,7 +43,7 @@ def _guarded_attribute(name: str, check: Callable[[GuardedConnection, str], None
         if check is not None:
             check(self, name)
         with self._gate.calling(name):
-            self._has_altered_settings = True
+            self._note_setting()
             descriptor.__set__(self, value)
 
     return property(descriptor.__get__, assign, doc=descriptor.__doc__)
@@ -69,6 +69,8 @@ class GuardedConnection(_connection):
     _is_entered = False
     #: A setting may have been changed that a pool puts back; `_PIPELINE`: or only a pipeline has to be left.
     _has_altered_settings: object = False
+    #: psycopg2 has told the server a setting in a transaction that it doesn't know of: a rollback takes it back.
+    _has_uncertain_settings = False
     #: Told after each COMMIT where the server's log is then, "16/B374D848", and None before what may be committed
     #: without telling that; None: nobody wants to know.
     _tells_commit: Callable[[str | None], object] | None = None
@@ -139,7 +141,7 @@ class GuardedConnection(_connection):
         server's. Suspends only on a connection in autocommit. Raises `psycopg2.ProgrammingError` in a transaction.
         """
         forbid_inside_transaction(self, "set_session", sets_autocommit=autocommit is not None)
-        self._has_altered_settings = True
+        self._note_setting()
         self._set_session(isolation_level, readonly, deferrable, autocommit)
 
     def _set_session(
@@ -168,12 +170,17 @@ class GuardedConnection(_connection):
     def _set_and_roll_back(self, name: str, value: object) -> None:
         status_before = self._driver_status
         with self._gate.calling(name):
-            self._has_altered_settings = True
+            self._note_setting()
             try:
                 getattr(_connection, name)(self, value)
             finally:
                 if self._driver_status != status_before:
                     self._transactions_ended += 1
+
+    def _note_setting(self) -> None:
+        self._has_altered_settings = True
+        if self._driver_status == _READY and self.get_transaction_status() != extensions.TRANSACTION_STATUS_IDLE:
+            self._has_uncertain_settings = True
 
     def _want_identity(self, wants: bool) -> None:
         self._wants_identity = wants
@@ -208,7 +215,7 @@ class GuardedConnection(_connection):
         settings.put_back(self)
         if attachments is not None:
             attachments.put_back(self)
-        self._has_altered_settings = False
+        self._has_altered_settings = self._has_uncertain_settings = False
 
     # -- transactions
 

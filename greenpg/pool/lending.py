@@ -19,7 +19,7 @@ from .health import PING_TIMEOUT, is_alive
 from .lifecycle import open_if_needed
 from .opening import Backoff, describe, is_refused, refusal, replace, start_workers
 from .options import check_not_negative
-from .slot import LENT, RESETTING, Slot
+from .slot import RESETTING, Slot
 from .tasks import HANGING
 
 logger = logging.getLogger("greenpg.pool")
@@ -44,9 +44,7 @@ def lend(core: PoolCore, timeout: float | None, is_told: bool = False) -> Slot:
         mutex = core.mutex
         mutex.acquire()  # `with` takes half as long again
         try:
-            if ledger.idle and not ledger.is_paused:  # ledger.take() spelled out
-                slot = ledger.idle[0]
-                ledger.move(slot, LENT)
+            slot = ledger.take()
         finally:
             mutex.release()
     options = core.options

@@ -19,7 +19,7 @@ from .failover import doubt_all
 from .health import IDLE_STATUS, LOST, READY, status_name
 from .opening import describe, replace
 from .pooler import find_mode, lends_sessions
-from .slot import IDLE, RESETTING, Slot
+from .slot import RESETTING, Slot
 
 logger = logging.getLogger("greenpg.pool")
 
@@ -86,7 +86,7 @@ def give_back(core: PoolCore, slot: Slot, is_told: bool = False, is_at_rest: boo
         if ledger.line or ledger.is_shrinking or not ledger.keeps_idle:
             is_wanted = ledger.give(slot)
         else:
-            ledger.move(slot, IDLE)
+            ledger.keep(slot)
             is_wanted = True
     finally:
         mutex.release()
@@ -166,6 +166,8 @@ def _clean_up(core: PoolCore, slot: Slot) -> None:
     Suspends if there's work to do; but a `reset` is done by a task of the pool's own: it is none of the borrower's
     business, and he may be killed.
     """
+    if slot.conn._has_uncertain_settings:
+        slot.want_reset()
     with core.mutex:
         core.ledger.move(slot, RESETTING)
     if (core.options.only_rolls_back and not slot.needs_reset) or core.is_closed:

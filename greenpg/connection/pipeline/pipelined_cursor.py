@@ -10,6 +10,7 @@ import psycopg2
 from psycopg2 import extensions
 from psycopg2.extras import DictCursorBase
 
+from ...driver import set_rowcount
 from ..bulk.pacing import Pacer
 from ..composing import adopt
 from ..cursor import Cursor
@@ -44,6 +45,8 @@ class PipelinedCursor(Cursor):
     _next_sets: list[PipelinedStatement] | None = None
     #: Of any executemany(): the sum of row counts, until another one is shown.
     _total: int | None = None
+    #: Of an executemany(), psycopg2's own query, the last row's, and its status, which a call that is refused leaves.
+    _left: tuple[Any, bytes | None, str | None] | None = None
 
     def _show(self, statement: PipelinedStatement) -> None:
         self._pipelined = (_query(self), statement)
@@ -70,8 +73,12 @@ class PipelinedCursor(Cursor):
         return pipelined[1]
 
     def _forget_shown(self) -> None:
-        if not self.closed:  # else psycopg2 refuses the call, and forgets nothing
-            self._pipelined = self._next_sets = self._total = None
+        if self.closed:  # psycopg2 refuses the call, and forgets nothing
+            return
+        if self._total is not None and self._shown() is not None:
+            self._left = _query(self), self.query, self.statusmessage
+            set_rowcount(self, self.rowcount)
+        self._pipelined = self._next_sets = self._total = None
 
     def execute(self, query: Query, vars: Params = None, *, prepare: bool | None = None) -> None:
         self._forget_shown()
@@ -93,7 +100,10 @@ class PipelinedCursor(Cursor):
     @property
     def query(self) -> bytes | None:
         statement = self._shown()
-        return super().query if statement is None else statement.query or None  # b"": it was refused
+        if statement is not None:
+            return statement.query or None  # b"": it was refused
+        left = self._left
+        return super().query if left is None or left[0] is not _query(self) else left[1]
 
     @property
     def rowcount(self) -> int:
@@ -111,7 +121,9 @@ class PipelinedCursor(Cursor):
         """As psycopg2's. Waits as `rowcount` does."""
         statement = self._shown()
         if statement is None:
-            return super().statusmessage
+            left, query = self._left, _query(self)
+            is_left = left is not None and (query is left[0] or query is None)  # None: the arguments were refused
+            return left[2] if is_left else super().statusmessage  # type: ignore[index]
         statement.wait(self)
         command = statement.command if statement.rows is None else statement.rows.command()
         return command.decode("ascii", "replace")
@@ -222,12 +234,16 @@ class PipelinedCursor(Cursor):
     def scroll(self, value: int, mode: Literal["relative", "absolute"] = "relative") -> None:
         """Move to another row, as psycopg2's. Suspends as `fetchone()` does."""
         statement = self._shown()
-        has_no_rows = statement is not None and statement.rowcount_is_known and statement.rows is None
-        if statement is None or (has_no_rows and self._total is not None):  # executemany()'s: as psycopg2 says
+        if statement is None:
             return _cursor.scroll(self, value, mode)
-        rows = self._answered(statement)
-        statement.position = scrolled(value, mode, statement.position, range(rows.count))
-        return None
+        if self._total is not None and statement.is_told_without_rows:  # psycopg2 goes by executemany()'s sum
+            rows = range(self._total)
+        else:
+            rows = range(self._answered(statement).count)
+        try:
+            statement.position = scrolled(value, mode, statement.position, rows)
+        except psycopg2.ProgrammingError:
+            _cursor.scroll(self, -1, "absolute" if mode == "relative" else mode)  # whose error tells the cursor
 
 
 # To users it's a cursor of the class that it was of.

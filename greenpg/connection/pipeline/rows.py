@@ -13,7 +13,7 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
-from ...errors import PipelineAborted, is_interruption
+from ...errors import DeadlineExceeded, PipelineAborted, is_interruption
 from ...libpq.pipeline import Address, Rows
 from ..bulk.row_errors import note_row
 from ..deadlines import rollback_deadline
@@ -52,6 +52,8 @@ class Batch:
         self.failed: PipelinedStatement | None = None
         #: A row's arguments couldn't be merged into the statement.
         self.has_refused = False
+        #: The error of `failed` comes out.
+        self.has_raised = False
 
     def made(self, statement: bytes, each_by_itself: bool) -> list[PipelinedStatement]:
         """What is to be sent for the next row."""
@@ -95,6 +97,7 @@ class Batch:
     def raise_failed(self) -> None:
         if self.failed is not None:
             self._cursor._show_sum(self.failed, -1)
+            self.has_raised = True
             raise self.failed.error(self._cursor)
 
 
@@ -159,7 +162,8 @@ def execute_rows(
             batch.raise_failed()
             raise
         except Exception as error:
-            if batch.failed is None and not is_interruption(error) and not conn.closed:
+            is_late = isinstance(error, DeadlineExceeded) and batch.failed is not None  # by the deadline's cancel
+            if not (batch.has_raised or is_late or is_interruption(error) or conn.closed):
                 flow.bring_to_rest()  # the rows before are executed; if one of them fails, that came first
                 batch.raise_failed()
                 batch.show_interrupted()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import psycopg2
 from psycopg2 import extensions
 from psycopg2.extensions import Notify, Xid
 
-from ...connection.connection import Connection
 from ...connection.guarded_connection import Characteristic, IsolationLevel
 from ...connection.wait_notify import take_oldest
 from ..health import IDLE_STATUS, READY
@@ -69,18 +67,11 @@ class Psycopg2Connection:
             return getattr(lease.conn, name)
         return lease.overrides[name] if name in lease.overrides else lease.default(name)
 
-    def _setting(self, call: str) -> AbstractContextManager[Connection]:
-        """A call that sets something on the connection that is leased."""
-        lease, conn = self._lease, self._lease.conn
-        if conn is not None and conn.autocommit and conn.get_transaction_status() != IDLE_STATUS:
-            lease.expect_state()  # a rollback takes back what psycopg2 tells the server, which it doesn't know
-        return lease.calling(call)
-
     def _put(self, name: str, value: Any) -> None:
         self._check_open()
         lease = self._lease
         if lease.number:
-            with self._setting(name) as conn:
+            with lease.calling(name) as conn:
                 setattr(conn, name, value)
                 value = getattr(conn, name)
         lease.overrides[name] = read(name, value)
@@ -120,7 +111,7 @@ class Psycopg2Connection:
         }
         wanted = {name: read(name, value) for name, value in given.items() if value is not None}
         if self._lease.number:
-            with self._setting("set_session") as conn:
+            with self._lease.calling("set_session") as conn:
                 conn.set_session(isolation_level, readonly, deferrable, autocommit)
         self._lease.overrides.update(wanted)
 
