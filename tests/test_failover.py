@@ -54,6 +54,7 @@ def read_only_primary(pair):
 @pytest.fixture(autouse=True)
 def nothing_is_remembered():
     silent._silent_until.clear()
+    silent._waited_for.clear()
 
 
 def port_of(pool):
@@ -201,6 +202,28 @@ def test_attempt_at_a_suspected_host_proves_nothing(server, monkeypatch):
         with pytest.raises(psycopg2.OperationalError, match="timeout expired"):
             greenpg.connect(**parameters | {"host": "127.0.0.1,127.0.0.1", "port": ports})
         assert not silent.is_silent(host)
+
+
+@on_one_hub
+def test_one_attempt_at_a_time_waits_for_a_silent_host(server):
+    parameters = extensions.parse_dsn(server.tcp_dsn)
+    with Proxy("127.0.0.1", server.port) as frozen, Proxy("127.0.0.1", server.port) as standby:
+        frozen.stall()
+        standby.refuse()
+        silent.note_silent(Host("127.0.0.1", "", str(frozen.port)))
+        ports = {"host": "127.0.0.1,127.0.0.1", "port": f"{frozen.port},{standby.port}"}
+        first = Task(lambda: greenpg.connect(**parameters | ports))
+        wait_until(lambda: silent._waited_for)
+        with pytest.raises(psycopg2.OperationalError, match=f"port {frozen.port} failed: it says nothing"):
+            greenpg.connect(**parameters | ports)
+        standby.accept()
+        conn = greenpg.connect(**parameters | ports)
+        assert conn.info.port == standby.port
+        conn.close()
+        standby.refuse()
+        frozen.resume()
+        first.result().close()
+        greenpg.connect(**parameters | ports).close()
 
 
 @pytest.mark.usual_grace

@@ -21,10 +21,13 @@ from .client_check import is_refusal, note_taken, options_with_check
 from .dsn import checked_dsn
 from .look_up import Names
 from .route import Host, find_route
-from .silent import note_answer, note_silent, silent_last
+from .silent import has_waited_for, is_silent, may_wait_for, note_answer, note_silent, silent_last
 from .watch import ConnectWatch, HostTimedOut, watching, without_sqlstate
 
 T = TypeVar("T")
+
+#: Seconds after which another task that waits for a host knows whether it is back.
+_ENOUGH = 0.1
 
 _psycopg2_connect: Any = _c_connect  # psycopg2's own, whatever patch() puts in its place
 
@@ -168,6 +171,15 @@ def connect_asynchronous(dsn: str, begun: Callable[[Connection | None], object])
 
 
 def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable[[str], T]) -> T:
+    waits_for: list[Host] = []
+    try:
+        return _try_in_time(dsn, total_timeout, connect_to, waits_for)
+    finally:
+        for host in waits_for:
+            has_waited_for(host)
+
+
+def _try_in_time(dsn: str, total_timeout: float | None, connect_to: Callable[[str], T], waits_for: list[Host]) -> T:
     """Let libpq try the hosts; whenever one has had its time, begin again without it."""
     deadline = None if total_timeout is None else time.monotonic() + total_timeout
     route = find_route(dsn)
@@ -176,6 +188,8 @@ def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable
     hosts = names.next_hosts()
     if route.hosts and not hosts:
         raise psycopg2.OperationalError("\n".join(failures))
+    left_out = _waited_for(hosts, waits_for) if route.is_default_timeout else []
+    hosts = [host for host in hosts if host not in left_out]
     options = options_with_check(route)
     task = hub().current()
     sqlstate: str | None = None
@@ -207,10 +221,27 @@ def _connect_in_time(dsn: str, total_timeout: float | None, connect_to: Callable
             failures.append(watch.complete(message))
             hosts = _not_tried(hosts, watch) if sqlstate is None and not names.gives_all else []
         if deadline is None or time.monotonic() < deadline:
-            hosts = hosts or names.next_hosts()
+            hosts = hosts or names.next_hosts() or (_back_again(left_out, failures) if left_out else [])
             if hosts:
                 continue
         raise _error(failures, sqlstate)
+
+
+def _waited_for(hosts: list[Host], waits_for: list[Host]) -> list[Host]:
+    """While another task waits for a host that is silent, this one asks the others alone, if there are any."""
+    are_silent = [host for host in hosts if is_silent(host)]
+    waits_for += filter(may_wait_for, are_silent)
+    left_out = [host for host in are_silent if host not in waits_for]
+    return left_out if len(left_out) < len(hosts) else []
+
+
+def _back_again(left_out: list[Host], failures: list[str]) -> list[Host]:
+    """What the other task has found out by now. Suspends."""
+    hub().sleep(_ENOUGH)
+    back = [host for host in left_out if not is_silent(host)]
+    failures += [f"connection to {host} failed: it says nothing" for host in left_out if host not in back]
+    left_out.clear()
+    return back
 
 
 def _not_tried(hosts: list[Host], watch: ConnectWatch) -> list[Host]:

@@ -15,6 +15,8 @@ _REMEMBERED, SHORT_TIMEOUT = 30.0, 1.0
 _silent_until: dict[tuple[str, str], float] = {}
 #: Those that may be only far away.
 _suspects: set[tuple[str, str]] = set()
+#: Since when somebody waits for them.
+_waited_for: dict[tuple[str, str], float] = {}
 
 
 def note_silent(host: Host) -> None:
@@ -50,6 +52,21 @@ def is_suspect(host: Host) -> bool:
 def silent_last(hosts: list[Host]) -> list[Host]:
     """The hosts in their order, but those last."""
     return sorted(hosts, key=is_silent) if _silent_until else hosts
+
+
+def may_wait_for(host: Host) -> bool:
+    """Whether the caller may wait for such a host, until `has_waited_for()`: one at a time, lest nobody ask the others,
+    of which one may become the primary."""
+    now = time.monotonic()
+    if now - _waited_for.get(_key(host), -_REMEMBERED) < 2 * SHORT_TIMEOUT:  # longer: in a parent of this process
+        return False
+    _waited_for[_key(host)] = now
+    return True
+
+
+def has_waited_for(host: Host) -> None:
+    """Another one may."""
+    _waited_for.pop(_key(host), None)
 
 
 def _key(host: Host) -> tuple[str, str]:
