@@ -79,11 +79,11 @@ def connect(
     libpq's `connect_timeout` (whole seconds; from the DSN, a keyword, the service file or PGCONNECT_TIMEOUT) limits
     each address of each host, the look-up of its name included; `total_connect_timeout` (seconds; default: no limit)
     limits all of them together. Of several hosts each has 3 s if nothing is said of `connect_timeout`, and those that
-    said nothing are tried last for a while. For TCP, keepalives and `tcp_user_timeout` have defaults by which a peer
-    that is gone is noticed within about a minute, or ten seconds if there are several hosts; keywords of these names
-    change them. The server is asked to look every 3 s, while
-    it works, whether this side is still there (`client_connection_check_interval`, PostgreSQL 14 and later), unless
-    libpq's `options` say something of that: `options="-c client_connection_check_interval=0"`.
+    said nothing are tried last for a while, by one task at a time. For TCP, keepalives and `tcp_user_timeout` have
+    defaults by which a peer that is gone is noticed within about a minute, or ten seconds if there are several hosts;
+    keywords of these names change them. The server is asked to look every 3 s, while it works, whether this side
+    is still there (`client_connection_check_interval`, PostgreSQL 14 and later), unless libpq's `options` say something
+    of that: `options="-c client_connection_check_interval=0"`.
     """
     asynchronous = {key: kwargs.pop(key) for key in ("async", "async_") if key in kwargs}
     if total_connect_timeout is not None and not total_connect_timeout > 0:
