@@ -85,16 +85,18 @@ AFTERWARDS = {
     "refused arguments": lambda cur: cur.execute("SELECT %s", (1, 2)),
     "an empty query": lambda cur: cur.execute(""),
     "no query": lambda cur: cur.execute(5),
+    "a fetch": lambda cur: cur.fetchmany(0),
 }
 
 
 @pytest.mark.parametrize("ids", [(1, 2, 3), (1, 2, 1, 3)])
 @pytest.mark.parametrize("afterwards", AFTERWARDS.values(), ids=AFTERWARDS)
 def test_what_a_call_that_does_nothing_leaves(conn, ids, afterwards):
-    def left(call):
+    def left(call, between):
         cur = conn.cursor()
         with contextlib.suppress(psycopg2.errors.UniqueViolation):
             call(cur, INSERT, [(n, "x") for n in ids])
+        between(cur)
         told = None
         try:
             afterwards(cur)
@@ -103,7 +105,8 @@ def test_what_a_call_that_does_nothing_leaves(conn, ids, afterwards):
         conn.execute("TRUNCATE item")
         return told, cur.rowcount, cur.statusmessage, cur.query, cur.rownumber
 
-    assert left(executemany) == left(psycopg2s_executemany)
+    for between in (lambda cur: None, lambda cur: cur.execute("SELECT 5"), lambda cur: cur.close()):
+        assert left(executemany, between) == left(psycopg2s_executemany, between)
 
 
 def test_adapters_that_use_the_connection_behind_a_row_that_fails(conn):

@@ -78,6 +78,8 @@ class PipelinedCursor(Cursor):
         if self._total is not None and self._shown() is not None:
             self._left = _query(self), self.query, self.statusmessage
             set_rowcount(self, self.rowcount)
+        elif self._left is not None and _query(self) is not None and _query(self) is not self._left[0]:
+            self._left = None  # psycopg2 has executed something since
         self._pipelined = self._next_sets = self._total = None
 
     def execute(self, query: Query, vars: Params = None, *, prepare: bool | None = None) -> None:
@@ -86,6 +88,8 @@ class PipelinedCursor(Cursor):
 
     def executemany(self, query: Query, vars_list: Iterable[Params], *, returning: bool = False) -> None:
         self._forget_shown()
+        if self._total is not None:
+            self._total = -1  # psycopg2 refuses it, but forgets the sum
         super().executemany(query, vars_list, returning=returning)
 
     def close(self) -> None:
@@ -145,7 +149,12 @@ class PipelinedCursor(Cursor):
 
     # -- fetches
 
+    def _refuse_if_closed(self, statement: PipelinedStatement) -> None:
+        if self._total is not None and statement.is_told_without_rows and self.closed:
+            raise psycopg2.InterfaceError("cursor already closed")
+
     def _answered(self, statement: PipelinedStatement) -> Any:
+        self._refuse_if_closed(statement)
         try:
             rows = statement.wait_for_rows(self)
         except psycopg2.ProgrammingError:
@@ -236,6 +245,7 @@ class PipelinedCursor(Cursor):
         statement = self._shown()
         if statement is None:
             return _cursor.scroll(self, value, mode)
+        self._refuse_if_closed(statement)
         if self._total is not None and statement.is_told_without_rows:  # psycopg2 goes by executemany()'s sum
             rows = range(self._total)
         else:
