@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import psycopg2
+from kit import wait_until
 from psycopg2 import extensions
 
 from greenpg.embedded import Server
@@ -71,6 +72,15 @@ class Pair:
         parameters = extensions.parse_dsn(self.primary.tcp_dsn)
         parameters |= {"host": ",".join(["127.0.0.1"] * len(ports)), "port": ",".join(map(str, ports))}
         return extensions.make_dsn(**parameters | keywords)
+
+    def pause_replay(self):
+        """From now on, the replica replays nothing."""
+        ask(self.replica, "SELECT pg_wal_replay_pause()")
+        wait_until(lambda: ask(self.replica, "SELECT pg_get_wal_replay_pause_state()") == ("paused",))
+
+    def resume_replay(self):
+        """It goes on."""
+        ask(self.replica, "SELECT pg_wal_replay_resume()")
 
     def promote(self):
         """The replica becomes a primary; nobody tells the old one."""

@@ -160,6 +160,13 @@ def make_pool(dsn, pool_class):
 
 
 @pytest.fixture
+def paused(pair):
+    """The module's pair of servers, whose replica can `pause_replay()`; after the test it goes on."""
+    yield pair
+    pair.resume_replay()
+
+
+@pytest.fixture
 def make_engine(dsn):
     """Makes SQLAlchemy engines on greenpg, which are disposed of at the end; then no slot may be left."""
     from kit import wait_until

@@ -44,23 +44,6 @@ def make_cluster(pair):
         assert not any(pool._core.ledger.slots for pool in pools), "a slot is lost"
 
 
-@pytest.fixture
-def paused(pair):
-    """The replica replays nothing until the end of the test, or `resume()`."""
-
-    class Replay:
-        def pause(self):
-            ask(pair.replica, "SELECT pg_wal_replay_pause()")
-            wait_until(lambda: ask(pair.replica, "SELECT pg_get_wal_replay_pause_state()") == ("paused",))
-
-        def resume(self):
-            ask(pair.replica, "SELECT pg_wal_replay_resume()")
-
-    replay = Replay()
-    yield replay
-    replay.resume()
-
-
 def port(source, **options):
     return source.fetchval("SELECT inet_server_port()", **options)
 
@@ -154,7 +137,7 @@ def test_replica_that_is_down_leaves_and_comes_back(make_cluster, pair):
 
 def test_replica_that_lags_leaves_and_comes_back(make_cluster, pair, paused):
     cluster = make_cluster(max_lag=0.2)
-    paused.pause()
+    paused.pause_replay()
     cluster.execute("INSERT INTO counter VALUES (1, 1)")
     cluster.token = None
     assert port(cluster, readonly=True) == pair.replica.port, "it isn't far behind"
@@ -162,7 +145,7 @@ def test_replica_that_lags_leaves_and_comes_back(make_cluster, pair, paused):
     assert cluster.nodes[1]["lag"] > 0.2
     assert cluster.nodes[1]["role"] == "replica"
     assert port(cluster, readonly=True) == pair.primary.port
-    paused.resume()
+    paused.resume_replay()
     wait_until(lambda: cluster.nodes[1]["in_rotation"])
     assert port(cluster, readonly=True) == pair.replica.port
 
@@ -193,7 +176,7 @@ def test_who_has_written_reads_it(make_cluster, pair, paused):
     cluster = make_cluster()
     write(cluster, 10, 1)
     wait_until(lambda: port(cluster, readonly=True) == pair.replica.port)
-    paused.pause()
+    paused.pause_replay()
     write(cluster, 10, 2)
     token = cluster.token
     assert read(cluster, 10) == 2
@@ -209,7 +192,7 @@ def test_who_has_written_reads_it(make_cluster, pair, paused):
         return port(cluster, readonly=True), read(cluster, 10)
 
     assert Task(told).result() == (pair.primary.port, 2)
-    paused.resume()
+    paused.resume_replay()
     wait_until(lambda: port(cluster, readonly=True) == pair.replica.port)
     assert read(cluster, 10) == 2
     cluster.token = None
@@ -254,7 +237,7 @@ def test_what_is_committed_without_telling_is_asked_for(make_cluster, pair, paus
     cluster = make_cluster(kwargs={"autocommit": way != "2pc"}, multiplex=1 if way == "multiplex" else 0)
     row = "INSERT INTO counter VALUES (%s, 0) ON CONFLICT (k) DO UPDATE SET n = counter.n + 1"
     cluster.execute("DELETE FROM counter WHERE k = 21")
-    paused.pause()
+    paused.pause_replay()
     cluster.token = None
     if way in ("pool", "multiplex"):
         cluster.execute(row, (21,))
@@ -286,7 +269,7 @@ def test_what_is_committed_without_telling_is_asked_for(make_cluster, pair, paus
     cluster.token = None
     assert port(cluster, readonly=True) == pair.replica.port
     cluster.token = token
-    paused.resume()
+    paused.resume_replay()
     wait_until(lambda: port(cluster, readonly=True) == pair.replica.port)
 
 
@@ -295,7 +278,7 @@ def test_getconn_and_putconn_of_replicas(make_cluster, pair, paused):
     conn = cluster.replica.getconn()
     assert conn.info.port == pair.replica.port
     cluster.replica.putconn(conn)
-    paused.pause()
+    paused.pause_replay()
     write(cluster, 22, 1)
     conn = cluster.replica.getconn()
     assert conn.info.port == pair.primary.port

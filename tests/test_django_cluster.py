@@ -127,23 +127,6 @@ def items(aliases):
     return Item.objects
 
 
-@pytest.fixture
-def paused(pair):
-    """The replica replays nothing until the end of the test, or `resume()`."""
-
-    class Replay:
-        def pause(self):
-            ask(pair.replica, "SELECT pg_wal_replay_pause()")
-            wait_until(lambda: ask(pair.replica, "SELECT pg_get_wal_replay_pause_state()") == ("paused",))
-
-        def resume(self):
-            ask(pair.replica, "SELECT pg_wal_replay_resume()")
-
-    replay = Replay()
-    yield replay
-    replay.resume()
-
-
 def port_of_reads():
     """Where what the ORM reads comes from."""
     from django.db.models import IntegerField
@@ -242,7 +225,7 @@ def test_who_has_written_reads_it(items, pair, paused, way):
     read_before = items.get(pk=item.pk)
     assert read_before._state.db == "copies"
     assert connections["copies"].connection is not None
-    paused.pause()
+    paused.pause_replay()
     name = f"new by {way}"
     if way == "save":
         item.name = name
@@ -284,7 +267,7 @@ def test_leases_of_the_primary(make_aliases, pair, paused):
     make_table(pair)
     pk = Item.objects.create(name="before").pk
     wait_until(lambda: port_of_reads() == pair.replica.port)
-    paused.pause()
+    paused.pause_replay()
     Item.objects.filter(pk=pk).update(name="in autocommit")
     assert Item.objects.get(pk=pk).name == "in autocommit"
     get_cluster("main").token = None
@@ -295,10 +278,10 @@ def test_leases_of_the_primary(make_aliases, pair, paused):
 
 def test_a_task_that_lives_long_comes_back_to_the_replica(items, pair, paused):
     port_of_reads()
-    paused.pause()
+    paused.pause_replay()
     items.create(name="long")
     assert port_of_reads() == pair.primary.port
-    paused.resume()
+    paused.resume_replay()
     wait_until(lambda: port_of_reads() == pair.replica.port)
 
 
@@ -350,7 +333,7 @@ def test_the_next_request_reads_what_this_one_has_written(items, pair, paused, a
     mine, others = Site(items), Site(items)
     assert mine.get(pk) == "before"
     assert mine.cookies == {}, "nothing was written"
-    paused.pause()
+    paused.pause_replay()
     response = mine.post(pk=pk, name="after", atomic=atomic)
     cookie = response.cookies["greenpg_written"]
     assert (cookie["max-age"], cookie["httponly"], cookie["samesite"]) == (70, True, "Lax")
@@ -360,7 +343,7 @@ def test_the_next_request_reads_what_this_one_has_written(items, pair, paused, a
     assert others.cookies == {}
     others.cookies["greenpg_written"] = mine.cookies["greenpg_written"][:-1] + "x"  # forged
     assert others.get(pk) == "before"
-    paused.resume()
+    paused.resume_replay()
     wait_until(lambda: others.get(pk) == "after")
     assert mine.get(pk) == "after"
 

@@ -65,23 +65,6 @@ def sessions(engines):
     return sessionmaker(class_=ClusterSession, engines=engines)
 
 
-@pytest.fixture
-def paused(pair):
-    """The replica replays nothing until the end of the test, or `resume()`."""
-
-    class Replay:
-        def pause(self):
-            ask(pair.replica, "SELECT pg_wal_replay_pause()")
-            wait_until(lambda: ask(pair.replica, "SELECT pg_get_wal_replay_pause_state()") == ("paused",))
-
-        def resume(self):
-            ask(pair.replica, "SELECT pg_wal_replay_resume()")
-
-    replay = Replay()
-    yield replay
-    replay.resume()
-
-
 def port_of(session, statement=None, **options):
     """Where a SELECT of a table goes."""
     if statement is None:
@@ -123,14 +106,14 @@ def test_sizes_are_the_clusters(make_engines):
 
 
 def test_engines_read_what_the_task_has_written(engines, pair, paused):
-    paused.pause()
+    paused.pause_replay()
     with engines.primary.begin() as conn:
         conn.execute(update(Item).values(name="second"))
     with engines.replica.connect() as conn:
         assert conn.execute(PORT).scalar() == pair.primary.port
         assert conn.execute(select(Item.name)).scalar() == "second"
     assert Task(lambda: reading_port(engines)).result() == pair.replica.port
-    paused.resume()
+    paused.resume_replay()
     wait_until(lambda: reading_port(engines) == pair.replica.port)
 
 
@@ -140,12 +123,12 @@ def reading_port(engines):
 
 
 def test_autocommit_is_noticed(engines, pair, paused):
-    paused.pause()
+    paused.pause_replay()
     with engines.primary.execution_options(isolation_level="AUTOCOMMIT").connect() as conn:
         conn.execute(update(Item).values(name="third"))
     with engines.replica.connect() as conn:
         assert conn.execute(select(Item.name)).scalar() == "third"
-    paused.resume()
+    paused.resume_replay()
     wait_until(lambda: reading_port(engines) == pair.replica.port)
 
 
@@ -231,7 +214,7 @@ def test_a_session_that_only_reads(engines, pair, paused):
             session.commit()
         assert isinstance(caught.value.orig, psycopg2.errors.ReadOnlySqlTransaction)
         session.rollback()
-        paused.pause()
+        paused.pause_replay()
         port_of(session)
         with engines.primary.begin() as conn:
             conn.execute(update(Item).values(name="elsewhere"))
@@ -244,7 +227,7 @@ def test_a_session_that_only_reads(engines, pair, paused):
 
 
 def test_reads_what_it_has_written(sessions, pair, paused):
-    paused.pause()
+    paused.pause_replay()
     with sessions() as session, sessions() as other:
         assert port_of(other) == pair.replica.port
         session.get(Item, 0).name = "mine"
@@ -254,7 +237,7 @@ def test_reads_what_it_has_written(sessions, pair, paused):
         # A Session whose transaction began on the replica before.
         assert other.execute(select(Item.name).where(Item.id == 0)).scalar() == "mine"
         assert engines_of(session).primary.pool.checkedout() == 2
-    paused.resume()
+    paused.resume_replay()
     with sessions() as session:
         wait_until(lambda: (port_of(session), session.rollback())[0] == pair.replica.port)
         assert session.get(Item, 0).name == "mine"
@@ -266,7 +249,7 @@ def engines_of(session):
 
 def test_leases_of_the_primary(make_engines, pair, paused):
     engines = make_engines(engine_options={"lease": "transaction"})
-    paused.pause()
+    paused.pause_replay()
     with ClusterSession(engines=engines) as session:
         assert port_of(session) == pair.replica.port
         session.get(Item, 0).name = "leased"
@@ -280,7 +263,7 @@ def test_leases_of_the_primary(make_engines, pair, paused):
 
 def test_the_token_is_passed_on(sessions, engines, pair, paused):
     cluster = engines.replica.pool._cluster
-    paused.pause()
+    paused.pause_replay()
     with sessions() as session:
         session.get(Item, 0).name = "told"
         session.commit()
