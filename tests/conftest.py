@@ -90,11 +90,14 @@ def dsn(pytestconfig, request):
 
 @pytest.fixture(autouse=True)
 def patience(request, monkeypatch):
-    """On a busy machine a cancel takes longer than connections get for it."""
+    """On a busy machine a cancel takes longer than connections get for it, and so does a statement that is shared."""
     import greenpg
+    from greenpg.pool import multiplex_line
 
-    if not request.node.get_closest_marker("usual_grace"):
+    if not request.node.get_closest_marker("usual_times"):
         monkeypatch.setattr(greenpg.Connection, "interruption_grace", 10.0)
+        for name in ("SLOW", "IDLE", "LONGEST_LOAN"):
+            monkeypatch.setattr(multiplex_line, name, 30.0)
 
 
 @pytest.fixture

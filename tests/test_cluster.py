@@ -329,7 +329,7 @@ def start_waiting(pair, function):
             return task
 
 
-@pytest.mark.usual_grace
+@pytest.mark.usual_times
 @on_one_hub
 def test_killed_commit_is_not_cancelled(make_cluster, pair):
     ask(pair.primary, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'")

@@ -51,7 +51,7 @@ def test_senseless_deadlines(conn, seconds):
         conn.statement_deadline = seconds
 
 
-@pytest.mark.usual_grace
+@pytest.mark.usual_times
 def test_deadline_when_the_network_stalls(through_proxy, monkeypatch):
     monkeypatch.setattr(interrupting, "END_TIMEOUT", 0.3)
     proxy, dsn = through_proxy

@@ -657,7 +657,7 @@ def test_deadline(conn, cur):
     cur.execute("SELECT 1")
 
 
-@pytest.mark.usual_grace
+@pytest.mark.usual_times
 @green_only
 def test_deadline_when_the_network_is_gone(through_proxy, monkeypatch):
     monkeypatch.setattr("greenpg.connection.interrupting.END_TIMEOUT", 0.3)

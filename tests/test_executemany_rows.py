@@ -304,7 +304,7 @@ def test_killed(conn, admin, is_autocommit, returning):
     rows = [(1, 0), (2, 0), (3, 60), (4, 0)]
     query = "INSERT INTO item SELECT %s, pg_sleep(%s)::text RETURNING id"
     task = Task(lambda: cur.executemany(query, rows, returning=returning))
-    wait_until(lambda: statements_running(admin) and is_waiting(conn))
+    wait_until(lambda: "60" in str(statements_running(admin)) and is_waiting(conn))
     error = Killed()
     task.throw(error)
     task.join()

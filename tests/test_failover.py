@@ -226,7 +226,7 @@ def test_one_attempt_at_a_time_waits_for_a_silent_host(server):
         greenpg.connect(**parameters | ports).close()
 
 
-@pytest.mark.usual_grace
+@pytest.mark.usual_times
 @on_one_hub
 def test_frozen_primary_is_given_up(make_pool, own_pair, monkeypatch):
     """The host of the primary answers nothing, not even a connect; the replica is promoted. No connect_timeout."""

@@ -195,7 +195,7 @@ def test_foreign_connection_is_cancelled_before_it_is_closed(dsn, admin):
     wait_until(lambda: statements_running(admin) == [], 2)
 
 
-@pytest.mark.usual_grace
+@pytest.mark.usual_times
 def test_server_that_does_not_answer_any_more(through_proxy, monkeypatch, caplog):
     """The bound passes: the connection is closed, and the original exception comes out."""
     monkeypatch.setattr(interrupting, "END_TIMEOUT", 0.3)
@@ -295,7 +295,7 @@ def test_interrupted_commit_tells_its_outcome(conn, admin, slow_commit, fails, o
     assert usable(conn)
 
 
-@pytest.mark.usual_grace
+@pytest.mark.usual_times
 def test_commit_without_an_answer_is_of_unknown_outcome(through_proxy, monkeypatch):
     monkeypatch.setattr(interrupting, "END_TIMEOUT", 0.3)
     proxy, dsn = through_proxy
@@ -348,7 +348,7 @@ def test_close_throws_the_waiting_task_out(conn, admin):
     wait_until(lambda: statements_running(admin) == [], 2)
 
 
-@pytest.mark.usual_grace
+@pytest.mark.usual_times
 def test_close_of_a_connection_in_its_drain(through_proxy):
     proxy, dsn = through_proxy
     conn = greenpg.connect(dsn)

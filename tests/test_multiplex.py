@@ -122,6 +122,7 @@ def test_other_cursors_and_large_results(pool):
     assert shared(pool) == before + 1  # the others knew
 
 
+@pytest.mark.usual_times
 def test_nothing_is_queued_behind_a_slow_statement(pool, admin):
     slow = Task(lambda: pool.fetchval(SLOW))
     wait_until(lambda: statements_running(admin))
@@ -158,6 +159,7 @@ def test_a_kill_leaves_the_others_alone(pool, table, admin):
 
 
 @green_only
+@pytest.mark.usual_times
 def test_a_statement_that_nobody_waits_for_is_cancelled(pool, admin):
     tasks = [Task(lambda: pool.fetchval(SLOW)) for _ in range(2)]
     wait_until(lambda: statements_running(admin))
@@ -166,13 +168,14 @@ def test_a_statement_that_nobody_waits_for_is_cancelled(pool, admin):
     for task in tasks:
         task.throw(Killed())
     for task in tasks:
-        task.join(2)
+        task.join(10)
         assert isinstance(task.error, Killed) and commit_outcome(task.error) in ("unknown", "rolled back")
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10  # not as long as the statement would take
     wait_until(lambda: not statements_running(admin))
     ready(pool)
 
 
+@pytest.mark.usual_times
 def test_deadline(make_pool, dsn, admin):
     pool = make_pool(
         extensions.make_dsn(dsn, application_name="tested"), min_size=3, multiplex=1, statement_deadline=0.2
@@ -196,6 +199,7 @@ def test_lost_connection(pool, admin):
     assert ready(pool).fetchval("SELECT 3") == 3
 
 
+@pytest.mark.usual_times
 def test_connections_come_back(pool):
     before = shared(pool)
     for _ in range(3):

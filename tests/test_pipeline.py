@@ -639,7 +639,7 @@ def test_killed(conn, admin, is_autocommit, where):
                 slow.callproc("now")
 
     task = Task(work)
-    wait_until(lambda: statements_running(admin) and is_waiting(conn))
+    wait_until(lambda: statements_running(admin) == [("SELECT pg_sleep(60)",)] and is_waiting(conn))
     error = Killed()
     task.throw(error)
     task.join()
@@ -746,7 +746,7 @@ def test_lost_connection(conn, admin):
         second.fetchone()
 
 
-@pytest.mark.usual_grace
+@pytest.mark.usual_times
 @pytest.mark.parametrize("is_autocommit", [False, True])
 def test_a_network_that_swallows_everything(through_proxy, is_autocommit):
     """A deadline comes out all the same, and the connection isn't kept."""

@@ -97,7 +97,7 @@ SLEEPS = [
 # -- a kill comes out at once
 
 
-@pytest.mark.usual_grace
+@pytest.mark.usual_times
 @pytest.mark.parametrize("sleep", SLEEPS)
 def test_kill_comes_out_though_the_server_is_silent(through_proxy, admin, sleep):
     """And what runs is cancelled as soon as the server can be reached again."""
@@ -133,7 +133,7 @@ def slow_commit(admin):
         cur.execute("DROP TABLE slow CASCADE")
 
 
-@pytest.mark.usual_grace
+@pytest.mark.usual_times
 def test_killed_commit_keeps_its_slot_until_its_process_has_ended(make_pool, admin, slow_commit):
     pool = make_pool(min_size=1, max_size=1, kwargs={"application_name": "committing"})
 
@@ -242,7 +242,7 @@ def test_close_of_another_tasks_connection_ends_what_runs(dsn, admin):
     wait_until(lambda: sessions(admin, "thrown out") == 0, 2)
 
 
-@pytest.mark.usual_grace
+@pytest.mark.usual_times
 def test_close_of_another_tasks_connection_though_the_server_is_silent(through_proxy, admin):
     proxy, dsn = through_proxy
     conn = greenpg.connect(dsn, application_name="thrown out")
@@ -259,7 +259,7 @@ def test_close_of_another_tasks_connection_though_the_server_is_silent(through_p
 # -- rollbacks and checks of a pool
 
 
-@pytest.mark.usual_grace
+@pytest.mark.usual_times
 @pytest.mark.parametrize("block", ["connection", "cursor", "transaction"])
 def test_error_of_a_block_is_not_held_back_for_a_rollback_that_cannot_come(
     through_proxy, make_pool, monkeypatch, block
@@ -280,7 +280,7 @@ def test_error_of_a_block_is_not_held_back_for_a_rollback_that_cannot_come(
     proxy.resume()
 
 
-@pytest.mark.usual_grace
+@pytest.mark.usual_times
 def test_silent_connections_are_not_tried_one_after_the_other(server, make_pool):
     """New connections work: they go another way."""
     from proxy import Proxy
@@ -427,7 +427,7 @@ def test_abandoned_generator(make_pool, dsn, kind, where, recwarn):
     own.close()
 
 
-@pytest.mark.usual_grace
+@pytest.mark.usual_times
 @pytest.mark.may_block
 def test_waits_in_the_loop_itself_are_bounded(through_proxy, monkeypatch):
     monkeypatch.setattr(f"greenpg.hubs.{hub().name}.LONGEST_BLOCK", 0.1)

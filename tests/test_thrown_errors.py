@@ -437,7 +437,7 @@ def test_own_deadline_is_no_interruption(conn):
     assert usable(conn)
 
 
-@pytest.mark.usual_grace
+@pytest.mark.usual_times
 @green_only
 def test_cancel_that_fails_because_of_the_server_is_told(through_proxy, admin, monkeypatch, caplog):
     """psycopg2's own errors while an interrupted statement is ended close the connection, with a warning."""

@@ -34,7 +34,7 @@ logger = logging.getLogger("greenpg.pool")
 #: Behind a statement that runs for longer, in seconds, nothing is queued.
 SLOW = 0.02
 #: So long a line waits for more before it gives its connection back, and so long it keeps it at most.
-_IDLE, _LONGEST_LOAN = 0.05, 1.0
+IDLE, LONGEST_LOAN = 0.05, 1.0
 
 
 class Request:
@@ -186,7 +186,7 @@ class Line:
                     with self._mutex:
                         self.slot, self.cursor, self._pending = slot, extensions.cursor(conn), channel.pending
                         self.is_open = True
-                    goes_on = self._run(core, channel, core.now() + _LONGEST_LOAN)
+                    goes_on = self._run(core, channel, core.now() + LONGEST_LOAN)
                     channel.leave()
                 except BaseException as exception:
                     self._end(conn, channel, exception)
@@ -247,7 +247,7 @@ class Line:
             if self._queue:
                 return True
             self._wake = wake
-        if not wake.wait(self._now() + _IDLE):
+        if not wake.wait(self._now() + IDLE):
             with self._mutex:
                 self._wake = None
                 if not self._queue:
