@@ -180,6 +180,48 @@ def test_a_generator_that_uses_the_connection(conn):
     assert conn.execute("SELECT id FROM item WHERE id > 99 ORDER BY id").fetchall() == [(100,), (101,)]
 
 
+@pytest.mark.parametrize("returning", [False, True])
+@pytest.mark.parametrize("count", [5, 3000])
+def test_a_generator_that_uses_a_cursor_of_psycopg2s(conn, count, returning):
+    """Of which greenpg doesn't know. Rows may not have been executed yet, but nothing is in its way."""
+    cur, other = conn.cursor(), psycopg2.extras.DictCursor(conn)
+    found = []
+
+    def rows():
+        for n in range(count):
+            if n % 700 in (0, 2, 3):
+                other.execute("SELECT %s AS n", (n,))
+                found.append(other.fetchone()["n"])
+            yield (n, "x")
+
+    cur.executemany(INSERT, rows(), returning=returning)
+    assert found == [n for n in range(count) if n % 700 in (0, 2, 3)]
+    assert cur.rowcount == count and conn.execute("SELECT count(*) FROM item").fetchone() == (count,)
+
+    class Asking:
+        def __conform__(self, protocol):
+            return self
+
+        def getquoted(self):
+            other.execute("SELECT 7")
+            return str(other.fetchone()[0]).encode()
+
+    askers = ((Asking(),) for _ in range(4))
+    cur.executemany("UPDATE item SET name = %s WHERE id < 3", askers, returning=returning)
+    assert conn.execute("SELECT name FROM item WHERE id < 3").fetchall() == [("7",)] * 3
+
+
+def test_a_generator_that_closes_the_connection(conn):
+    def rows():
+        yield (1, "x")
+        yield (2, "x")
+        conn.close()
+        yield (3, "x")
+
+    with pytest.raises(psycopg2.InterfaceError):
+        conn.cursor().executemany(INSERT, rows())
+
+
 def test_round_trips(server):
     parameters = extensions.parse_dsn(server.tcp_dsn)
     with RoundTripCounter(parameters["host"], parameters["port"]) as counter:

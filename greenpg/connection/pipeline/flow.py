@@ -62,6 +62,8 @@ class Flow:
         self._count = self._sent = 0
         #: Statements whose error nobody has got yet.
         self._failed: list[PipelinedStatement] = []
+        #: Sends what is gathered in gathering.py, if anything is: before whatever comes.
+        self.send_gathered: Callable[[], None] | None = None
 
     @property
     def connection(self) -> GuardedConnection:
@@ -131,6 +133,8 @@ class Flow:
 
     def turn_on(self, *, is_plain: bool = False) -> bool:
         """False where psycopg2 has to begin the transaction by itself. Suspends if it's on in the other way."""
+        if self.send_gathered is not None:
+            self.settle()
         if self._channel is not None:
             if self.is_plain == is_plain:
                 return True
@@ -182,6 +186,8 @@ class Flow:
 
     def bring_to_rest(self) -> None:
         """Have everything answered. Suspends. Errors are told later."""
+        if self.send_gathered is not None:
+            self.send_gathered()
         channel = self._channel
         if channel is None:
             return

@@ -23,6 +23,7 @@ from ..interrupting import cut_off
 from ..lazy_begin import merged
 from .commands import goes_alone
 from .flow import Flow
+from .gathering import Gathering
 from .pipeline import flow_of, pipeline_of
 from .pipelined_cursor import PipelinedCursor, as_pipelined
 from .statement import NO_RESULTS, PipelinedStatement
@@ -32,6 +33,8 @@ logger = logging.getLogger("greenpg.connection")
 _execute: Any = extensions.cursor.execute
 _IDLE = extensions.TRANSACTION_STATUS_IDLE
 _AROUND = b"BEGIN", b"COMMIT"
+#: Rows that no code of the user's makes while they are sent, and what `iter()` makes of them.
+_STORED: tuple[type, ...] = (list, tuple, type(iter([])), type(iter(())))
 
 
 class Batch:
@@ -184,6 +187,7 @@ def _send_all(
     batch: Batch,
     flow: Flow,
 ) -> None:
+    gathering = Gathering(flow, is_plain=each_by_itself, at_once=isinstance(rows, _STORED))
     for number, row in enumerate(rows):
         batch.raise_failed()
         try:
@@ -198,10 +202,7 @@ def _send_all(
             raise psycopg2.ProgrammingError("can't execute an empty query")
         if goes_alone(statement):
             raise psycopg2.ProgrammingError("executemany() can't keep the results of what begins or ends transactions")
-        if not flow.turn_on(is_plain=each_by_itself):
-            _execute(extensions.cursor(conn), b"SELECT 1")  # psycopg2 begins by itself
-            flow.turn_on()
-        flow.send(*batch.made(statement, each_by_itself))
+        gathering.add(*batch.made(statement, each_by_itself))
     flow.bring_to_rest()
     batch.raise_failed()
 
