@@ -134,8 +134,22 @@ def test_after_the_transaction(conn, ending):
             call()
     lo.close()
     if ending == "commit":
-        conn.lobject(oid, "n").unlink()
+        lo.unlink()  # in a transaction of its own
+        assert not lo.closed  # psycopg2's isn't, either
         conn.commit()
+        with pytest.raises(psycopg2.OperationalError, match="does not exist"):
+            conn.lobject(oid)
+
+
+@pytest.mark.parametrize("ending", ["tpc_prepare", "tpc_commit", "tpc_rollback"])
+def test_after_an_end_that_was_refused(conn, ending):
+    lo = conn.lobject()
+    with pytest.raises(psycopg2.ProgrammingError, match="two-phase transaction"):
+        getattr(conn, ending)()
+    assert lo.write("goes on") == 7 and lo.tell() == 7
+    with conn.transaction(), pytest.raises(psycopg2.ProgrammingError):
+        conn.commit()  # within a block
+    assert lo.tell() == 7
 
 
 def test_after_close(conn):

@@ -287,7 +287,6 @@ class GuardedConnection(_connection):
         """Call psycopg2's method of that name; note a COMMIT's outcome on what is raised."""
         gate = self._gate
         outer_call = gate.enter(name)
-        self._transactions_ended += 1
         # The server rolls a transaction in error back, whatever it is told, and psycopg2 says nothing.
         is_failed = self.get_transaction_status() == extensions.TRANSACTION_STATUS_INERROR
         outcome: str | None = ROLLED_BACK if is_failed else COMMITTED
@@ -312,6 +311,8 @@ class GuardedConnection(_connection):
                 name_by_sqlstate(error)
             raise error
         finally:
-            if gate.interruption is not None and is_commit and outcome is not None:
-                note_commit_outcome(gate.interruption, outcome)
+            if outcome is not None:
+                self._transactions_ended += 1
+                if gate.interruption is not None and is_commit:
+                    note_commit_outcome(gate.interruption, outcome)
             gate.leave(outer_call)

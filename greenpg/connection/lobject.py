@@ -139,12 +139,11 @@ class LargeObject(_lobject):
             self._call("lo_close(%s)", fd)
 
     def unlink(self) -> None:
-        """Close the object and remove it from the database."""
+        """Close the object and remove it from the database. As psycopg2's, in a later transaction, too."""
         if self._conn.closed:
             raise psycopg2.InterfaceError("connection already closed")
         self.close()
         self._call("lo_unlink(%s::oid)", self._oid)
-        self._fd = -1
 
     def export(self, file_name: str, /) -> None:
         """Write the whole object to a file of this machine; the position stays."""
