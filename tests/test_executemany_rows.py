@@ -315,6 +315,20 @@ def test_nothing_kept_no_next_set(conn, last, shown):
     assert (cur.rowcount, cur.statusmessage, cur.query) == shown
 
 
+def test_callproc_that_is_refused(conn):
+    cur = conn.cursor()
+    for fetches, rowcount in ((False, 3), (True, -1)):
+        cur.executemany("SELECT 1", [None] * 3)
+        if fetches:
+            with pytest.raises(psycopg2.ProgrammingError, match="no results"):
+                list(cur)
+        with pytest.raises(psycopg2.ProgrammingError, match="can't adapt"):
+            cur.callproc("upper", (object(),))
+        assert cur.rowcount == rowcount
+    cur.callproc("upper", ("x",))
+    assert (cur.rowcount, cur.fetchone()) == (1, ("X",))
+
+
 def test_in_a_pipeline(conn):
     cur = conn.cursor()
     with conn.pipeline():

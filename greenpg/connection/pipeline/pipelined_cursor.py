@@ -92,6 +92,10 @@ class PipelinedCursor(Cursor):
             self._total = -1  # psycopg2 refuses it, but forgets the sum
         super().executemany(query, vars_list, returning=returning)
 
+    def callproc(self, procname: str | bytes, parameters: Params = None, /) -> None:
+        self._forget_shown()
+        super().callproc(procname, parameters)
+
     def close(self) -> None:
         """As psycopg2's. Until then it keeps its rows, also if its connection is closed."""
         shown = self._shown()
