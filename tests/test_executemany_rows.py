@@ -325,7 +325,7 @@ def test_callproc_that_is_refused(conn):
         with pytest.raises(psycopg2.ProgrammingError, match="can't adapt"):
             cur.callproc("upper", (object(),))
         assert cur.rowcount == rowcount
-    cur.callproc("upper", ("x",))
+    assert cur.callproc("upper", ("x",)) == ("x",)
     assert (cur.rowcount, cur.fetchone()) == (1, ("X",))
 
 

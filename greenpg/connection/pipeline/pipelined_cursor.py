@@ -94,7 +94,7 @@ class PipelinedCursor(Cursor):
 
     def callproc(self, procname: str | bytes, parameters: Params = None, /) -> None:
         self._forget_shown()
-        super().callproc(procname, parameters)
+        return super().callproc(procname, parameters)
 
     def close(self) -> None:
         """As psycopg2's. Until then it keeps its rows, also if its connection is closed."""
