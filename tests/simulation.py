@@ -17,6 +17,7 @@ import greenlet
 from psycopg2 import OperationalError, extensions
 
 from greenpg.connection.gate import BusyGate
+from greenpg.connection.session_settings import SessionSettings
 
 IDLE = extensions.TRANSACTION_STATUS_IDLE
 INTRANS = extensions.TRANSACTION_STATUS_INTRANS
@@ -254,7 +255,7 @@ class SimulatedConnection:
         getattr(self, name)()
 
     def _settings(self):
-        return None
+        return SessionSettings(*[None] * len(SessionSettings._fields))
 
     def deadline(self, seconds):
         return contextlib.nullcontext()

@@ -183,21 +183,27 @@ def execute_alone(conn: GuardedConnection, cur: GuardedCursor, query: Query, var
     if is_autocommit(conn):
         return cur.execute(query, vars)
     word = conn._status_word
-    if word is not None and not driver_status.is_proven:
-        with conn.cursor(None, extensions.cursor) as prover:
-            _prove_status(conn, prover, b"SELECT 1", None, word)
-        conn.rollback()
-    if word is None or not driver_status.is_proven:
-        conn.set_session(autocommit=True)  # a pool puts it back if the statement has begun a transaction
-        try:
-            cur.execute(query, vars)
-        finally:
-            if not conn.closed and conn.get_transaction_status() == _IDLE:
-                conn._set_session(autocommit=False)
-        return None
+    if word is None or not (driver_status.is_proven or _prove_alone(conn, word)):
+        return _execute_in_autocommit(conn, cur, query, vars)
     word.value = _BEGIN  # so psycopg2 begins nothing
+    try:
+        return cur.execute(query, vars)
+    finally:
+        if conn.get_transaction_status() == _IDLE:  # and so not closed
+            word.value = _READY
+
+
+def _prove_alone(conn: GuardedConnection, word: StatusWord) -> bool:
+    with conn.cursor(None, extensions.cursor) as prover:
+        _prove_status(conn, prover, b"SELECT 1", None, word)
+    conn.rollback()
+    return driver_status.is_proven
+
+
+def _execute_in_autocommit(conn: GuardedConnection, cur: GuardedCursor, query: Query, vars: Params) -> None:
+    conn.set_session(autocommit=True)  # a pool puts it back if the statement has begun a transaction
     try:
         cur.execute(query, vars)
     finally:
-        if not conn.closed and conn.get_transaction_status() == _IDLE:
-            word.value = _READY
+        if conn.get_transaction_status() == _IDLE:
+            conn._set_session(autocommit=False)

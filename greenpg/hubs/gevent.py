@@ -243,7 +243,8 @@ class GeventEvent:
             raise
         finally:
             self.task = None
-            alarms.known.discard(self)
+            if alarms.known:
+                alarms.known.discard(self)
             if self._wakeup is not None:
                 self._wakeup.stop()  # if it's killed after set(), it must not be switched to any more
 

@@ -220,17 +220,7 @@ def finish(core: PoolCore, slot: Slot, exc: BaseException | None) -> None:
                 logger.warning("rollback after %s failed: %s", type(exc).__name__, str(error))
     finally:
         # Killed in the commit or not: the pool looks at the connection's state and does what is needed.
-        give_back_noting(core, slot, is_committed)
-
-
-def give_back_noting(core: PoolCore, slot: Slot, is_committed: bool) -> None:
-    """Give it back; whoever is killed in that is told that the transaction was committed."""
-    try:
-        give_back(core, slot)
-    except BaseException as error:
-        if is_committed and commit_outcome(error) is None:
-            note_commit_outcome(error, COMMITTED)
-        raise
+        give_back(core, slot, is_committed=is_committed)
 
 
 def run_one_shot(
@@ -248,9 +238,7 @@ def run_one_shot(
     conn, is_done = slot.conn, False
     try:
         cur = conn.cursor(None, cursor_factory)
-        is_transaction = (slot.settings.puts_more_into_begin or conn._tells_commit is not None) and not is_autocommit(
-            conn
-        )
+        is_transaction = (slot.puts_more_into_begin or conn._tells_commit is not None) and not is_autocommit(conn)
         try:
             if is_transaction:
                 with conn.transaction():
@@ -270,7 +258,7 @@ def run_one_shot(
         note_error(core, slot, error)
         raise
     finally:
-        give_back_noting(core, slot, is_done)
+        give_back(core, slot, is_committed=is_done)
 
 
 def _note_outcome(conn: Connection, error: BaseException, outcome: str) -> None:

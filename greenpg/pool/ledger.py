@@ -150,7 +150,8 @@ class Ledger:
             self.move(slot, CLOSED)
             return False
         if self.line and not self.is_paused:
-            self.move(slot, LENT)
+            if slot.state is not LENT:
+                self.move(slot, LENT)
             self.line.popitem(False)[0].set(slot)  # the first, not the last
             return True
         self.move(slot, IDLE if self.keeps_idle else CLOSED)

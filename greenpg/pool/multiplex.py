@@ -141,7 +141,7 @@ class Multiplexer:
         conn, tracing = slot.conn, core.tracing
         is_plain = (
             conn.cursor_factory is None
-            and not slot.settings.puts_more_into_begin
+            and not slot.puts_more_into_begin
             and conn._sql_log is None
             and (tracing is None or not tracing.wants({"query"}))
         )

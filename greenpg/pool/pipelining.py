@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..connection.connection import Connection
 from ..connection.pipeline.pipeline import Pipeline
 from ..connection.transaction import end_transaction
-from .contexts import Block, finish, give_back_noting
+from .contexts import Block, finish
 from .lending import lend
 from .returning import give_back
 
@@ -44,7 +44,7 @@ class PipelineContext(Block):
         except BaseException as error:
             self._give_up(error)
             raise
-        give_back_noting(core, slot, is_committed)
+        give_back(core, slot, is_committed=is_committed)
 
     def _give_up(self, exc: BaseException) -> None:
         """Leave the pipeline, roll back, and give the connection back; the exception goes on."""

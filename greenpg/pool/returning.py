@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import psycopg2
 from psycopg2 import extensions
@@ -12,7 +14,7 @@ from ..connection.deadlines import ROLLBACK_TIMEOUT, DeadlineBlock
 from ..connection.lazy_begin import execute_alone
 from ..connection.occupants import AT_REST, Occupant
 from ..connection.tracing import Tracing
-from ..errors import is_interruption
+from ..errors import COMMITTED, commit_outcome, is_interruption, note_commit_outcome
 from ..hubs import hub
 from .core import PoolCore
 from .failover import doubt_all
@@ -49,15 +51,18 @@ def not_ours(core: PoolCore, conn: object) -> ValueError:
     return ValueError(f"can't return connection to pool {core.options.name!r}, {reason}: {conn!r}")
 
 
-def give_back(core: PoolCore, slot: Slot, is_told: bool = False, is_at_rest: bool = False) -> None:
+def give_back(
+    core: PoolCore, slot: Slot, is_told: bool = False, is_at_rest: bool = False, is_committed: bool = False
+) -> None:
     """The borrower returns the connection. Suspends only for a rollback. ValueError if it isn't lent by this pool.
 
-    `is_at_rest`: both psycopg2 and libpq say that no transaction is open.
+    `is_at_rest`: both psycopg2 and libpq say that no transaction is open. `is_committed`: whoever is killed in this is
+    told that his transaction was committed.
     """
     if slot.lent_by is not core:
         raise not_ours(core, slot.conn)
     if core.loan_tracing is not None and not is_told:
-        _give_back_and_tell(core, core.loan_tracing, slot)
+        _run_noting(is_committed, _give_back_and_tell, core, core.loan_tracing, slot)
         return
     conn, options, ledger, now = slot.conn, core.options, core.ledger, core.now()
     core.stats.usage_ms += (now - slot.lent_at) * 1000.0
@@ -77,7 +82,7 @@ def give_back(core: PoolCore, slot: Slot, is_told: bool = False, is_at_rest: boo
         and options.only_rolls_back
         and not (conn._has_altered_settings or conn._blocks or conn._is_entered or slot.notices or slot.notifies)
     ):
-        _clean_up(core, slot)
+        _run_noting(is_committed, _clean_up, core, slot)
         return
     slot.gate.owner = AT_REST  # gate.rest() spelled out
     mutex = core.mutex  # core.pass_on(), and ledger.give() in the usual case, spelled out
@@ -92,6 +97,15 @@ def give_back(core: PoolCore, slot: Slot, is_told: bool = False, is_at_rest: boo
         mutex.release()
     if not is_wanted:
         core.close_connection(slot, conn)
+
+
+def _run_noting(is_committed: bool, work: Callable[..., None], *args: Any) -> None:
+    try:
+        work(*args)
+    except BaseException as error:
+        if is_committed and commit_outcome(error) is None:
+            note_commit_outcome(error, COMMITTED)
+        raise
 
 
 def _give_back_and_tell(core: PoolCore, tracing: Tracing, slot: Slot) -> None:

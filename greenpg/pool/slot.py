@@ -79,6 +79,7 @@ class Slot:
         "notices",
         "notifies",
         "opened_at",
+        "puts_more_into_begin",
         "record",
         "server",
         "settings",
@@ -119,6 +120,8 @@ class Slot:
         self.settings: SessionSettings = None  # type: ignore[assignment]
         self.bare_settings: SessionSettings = None  # type: ignore[assignment]
         self.bare_attachments: Attachments = None  # type: ignore[assignment]
+        #: Of these settings, for each single statement.
+        self.puts_more_into_begin = False
         #: The connection's lists of messages, unless its `_has_altered_settings`: a property takes longer to ask.
         self.notices: Sequence[Any] = ()
         self.notifies: Sequence[Any] = ()
@@ -136,6 +139,7 @@ class Slot:
     def note_settings(self, conn: Connection, is_bare: bool) -> None:
         """What each borrower is to find; at first, before the pool's `configure`, what a session reset goes back to."""
         self.settings = conn._settings()
+        self.puts_more_into_begin = self.settings.puts_more_into_begin
         if is_bare:
             self.bare_settings = self.settings
             self.bare_attachments = conn._attachments()

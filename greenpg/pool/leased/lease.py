@@ -16,7 +16,6 @@ import psycopg2
 from ...connection.connection import Connection
 from ...errors import COMMITTED, ConnectionInUse, commit_outcome, note_commit_outcome
 from ...hubs import hub
-from ..contexts import give_back_noting
 from ..core import PoolCore
 from ..health import LOST
 from ..lending import lend
@@ -214,7 +213,7 @@ class Lease:
             self.holders.clear()
             if needs_reset:
                 slot.want_reset()
-            give_back_noting(self._core, slot, is_committed)
+            give_back(self._core, slot, is_committed=is_committed)
 
     def _lost(self) -> None:
         """With all that was in it: by the server or the network, or because somebody has closed the connection past us,
