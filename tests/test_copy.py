@@ -1070,7 +1070,7 @@ def test_writing_raises_what_the_server_has_refused_with(conn, cur, method):
     assert usable(conn)
 
 
-def test_notices_are_no_refusal(conn, cur):
+def let_each_row_tell(cur):
     cur.execute(
         """
         CREATE FUNCTION pg_temp.tell() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -1078,6 +1078,43 @@ def test_notices_are_no_refusal(conn, cur):
         CREATE TRIGGER tells BEFORE INSERT ON item FOR EACH ROW EXECUTE FUNCTION pg_temp.tell()
         """
     )
+
+
+class Feed:
+    """Three thousand numbers at once, one that isn't, and from then on a hundred every few milliseconds."""
+
+    LIMIT = 2000
+
+    def __init__(self):
+        self.waits = -1
+
+    def read(self, size):
+        self.waits += 1
+        if self.waits == 0:
+            return "1\n" * 3000 + "oops\n"
+        hub().sleep(0.005)
+        return "" if self.waits > self.LIMIT else "2\n" * 100
+
+
+@pytest.mark.parametrize("over", ["socket", "tcp"])
+def test_reading_ends_when_the_server_has_refused_after_many_notices(request, over):
+    """The data come slowly, a lot of notices fast: libpq reads these, and the error must not be lost among them."""
+    server = request.getfixturevalue("server")
+    conn = greenpg.connect(server.dsn if over == "socket" else server.tcp_dsn)
+    cur = conn.cursor()
+    cur.execute("CREATE TEMP TABLE item (id int, name text)")
+    let_each_row_tell(cur)
+    conn.commit()
+    feed = Feed()
+    with pytest.raises(psycopg2.errors.InvalidTextRepresentation, match="oops"):
+        cur.copy_from(feed, "item", columns=["id"])
+    assert feed.waits < feed.LIMIT / 2
+    assert usable(conn)
+    conn.close()
+
+
+def test_notices_are_no_refusal(conn, cur):
+    let_each_row_tell(cur)
     cur.copy_from(io.StringIO("".join(f"{n}\tname\n" for n in range(20_000))), "item")
     assert cur.rowcount == 20_000
     assert "row 19999" in conn.notices[-1]

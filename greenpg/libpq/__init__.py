@@ -8,7 +8,6 @@ psycopg2's connections: the layout of their memory is its own affair.
 from __future__ import annotations
 
 import ctypes
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -84,6 +83,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "PQcancelFinish": (None, [_pointer]),
     # not libpq's, but found by the same way
     "recv": (ctypes.c_ssize_t, [_int, _pointer, ctypes.c_size_t, _int]),
+    "poll": (_int, [_pointer, ctypes.c_ulong, _int]),
     "SSL_peek": (_int, [_pointer, _pointer, _int]),
 }
 
@@ -194,25 +194,6 @@ def current_host(pgconn: int | None) -> tuple[str, str, str]:
     """Host, IP address and port of the server to which the connection is, or is being, made. Empty where unknown."""
     host, address, port = (function(name)(pgconn) or b"" for name in ("PQhost", "PQhostaddr", "PQport"))
     return host.decode(), address.decode(), port.decode()
-
-
-_peeked = ctypes.create_string_buffer(16 * 1024)
-
-
-def peek(pgconn: int | None) -> bytes:
-    """The next bytes that the server has sent (16 KiB at most), left where they are; b"": there are none, or the
-    connection's encryption doesn't let them be seen. Doesn't suspend."""
-    memory = _peeked
-    ssl = function("PQgetssl")(pgconn)
-    try:
-        if ssl:
-            length = function("SSL_peek")(ssl, memory, len(memory))
-        else:
-            flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
-            length = function("recv")(function("PQsocket")(pgconn), memory, len(memory), flags)
-    except LibpqUnavailable:
-        return b""
-    return ctypes.string_at(memory, max(length, 0))
 
 
 def overwrite_error_field(result: int, name: str, value: bytes) -> None:

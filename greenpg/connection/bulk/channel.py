@@ -17,9 +17,6 @@ from ..guarded_connection import GuardedConnection
 from ..interrupting import end_deadline_after
 from .pacing import Pacer
 
-# While it can't write, libpq's input is read from time to time: a server that is stuck sending notices reads nothing.
-_NOTICE_INTERVAL = 0.01
-
 
 class ConnectionLost(Exception):
     """libpq has noticed that the connection is gone; psycopg2's `poll()` says how."""
@@ -33,6 +30,8 @@ class Channel:
     """One statement's traffic on a connection."""
 
     what = "the statement"
+    # While it can't write, libpq's input is read from time to time: a server stuck sending notices reads nothing.
+    _notice_interval = 0.01
 
     def __init__(self, conn: GuardedConnection, waiter: FdWaiter, deadline: float | None = None) -> None:
         self._conn = conn
@@ -56,9 +55,12 @@ class Channel:
                 break
             if unsent < 0:
                 raise ConnectionLost
-            self._wait(self._waiter.wait_write, time.monotonic() + _NOTICE_INTERVAL)
-            self._consume()
+            self._wait_for_room()
         self._breathe()
+
+    def _wait_for_room(self) -> None:
+        self._wait(self._waiter.wait_write, time.monotonic() + self._notice_interval)
+        self._consume()
 
     def _consume(self) -> None:
         if not libpq.function("PQconsumeInput")(self._pgconn):

@@ -6,6 +6,9 @@ nobody else may touch the connection: whoever drives a COPY sees to it that the 
 
 from __future__ import annotations
 
+import re
+import time
+
 import psycopg2
 from psycopg2 import extensions
 
@@ -13,13 +16,23 @@ from ... import libpq
 from ...errors import is_interruption
 from ...hubs import FdWaiter
 from ...libpq.copy_reader import CopyReader
+from ...libpq.socket_view import SocketView
 from ..guarded_connection import GuardedConnection
 from ..interrupting import cut_off, end_on_server
 from .channel import Channel, ConnectionLost, Refused
 
-# Larger pieces would grow libpq's buffer, which never shrinks, and take the hub's time.
-_PIECE_BYTES = 64 * 1024
+# Larger pieces would grow libpq's buffer, which never shrinks, take the hub's time, and be too much for the buffer of a
+# TCP socket that is still small.
+_PIECE_BYTES = 16 * 1024
 _ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
+
+# What libpq reads at once into its buffer, unless large rows have made that grow.
+_READ_BYTES = 16 * 1024
+_QUIET_INTERVAL = 0.001
+
+# An error among the server's messages: a letter and the length, then the fields, each a letter and a text that ends
+# with a zero: severity, the same untranslated, SQLSTATE. libpq may have taken a part of the first message already.
+_ERROR = re.compile(rb"E\0.{3}S[^\0]+\0(V(ERROR|FATAL|PANIC)\0)?C[0-9A-Z]{5}\0", re.DOTALL)
 
 #: Said to a server that has refused the data: it doesn't listen, but should it, the COPY must not succeed.
 REFUSED = "the server has refused the data"
@@ -35,6 +48,10 @@ class CopyChannel(Channel):
         self._put = libpq.function("PQputCopyData")
         self._unflushed = 0
         self._is_ending = False
+        self._socket = SocketView(self._pgconn)
+        self._process_notices = libpq.function("PQisBusy")
+        self._looked_at = 0
+        self._looked_first = 0.0
         self._has_more = False
         self._reader: CopyReader | None = None
         #: libpq.COPY_IN (to the server), libpq.COPY_OUT, or None if no COPY is under way.
@@ -56,7 +73,8 @@ class CopyChannel(Channel):
         """
         length = len(data)
         if length <= _PIECE_BYTES:
-            self._check_wanted()
+            self._make_room()
+            self._consume()
             if self._put(self._pgconn, data, length) != 1:
                 raise ConnectionLost
             # libpq sends by itself what it can. To flush each time would send its 8 KiB in two parts.
@@ -68,17 +86,50 @@ class CopyChannel(Channel):
         for start in range(0, length, _PIECE_BYTES):
             self.write(data[start : start + _PIECE_BYTES])
 
-    def _consume(self) -> None:
-        self._check_wanted()
-        super()._consume()
+    # libpq leaves an error that comes during a COPY FROM unread until the data are complete, and hides it in its buffer
+    # when it next reads: to get notices, or because it can't send at once. So libpq gets no more to send than there is
+    # room for, and reads only what has been looked at: much, or what nothing has been added to for a while.
 
-    def _check_wanted(self) -> None:
-        # libpq leaves an error that comes during a COPY FROM unread until the data are complete, and hides it in its
-        # buffer when it next reads; so it is looked for each time before libpq gets the word.
-        if not self._is_ending and (has_come := libpq.peek(self._pgconn)):
-            if _contains_error(has_come):
-                raise Refused
-            super()._consume()  # notices
+    def _make_room(self) -> None:
+        while not self._socket.is_writable():
+            self._wait_for_room()
+
+    def _flush(self) -> None:
+        self._make_room()
+        super()._flush()
+
+    def _consume(self) -> None:
+        if self._is_ending:
+            super()._consume()
+        else:
+            self._look_for_error()
+
+    def _look_for_error(self) -> None:
+        while has_come := self._socket.peek():
+            if len(has_come) != self._looked_at:
+                if _ERROR.search(has_come):
+                    raise Refused
+                self._looked_at = len(has_come)
+                self._looked_first = time.monotonic()
+                self._notice_interval = _QUIET_INTERVAL
+            if not self._can_be_read(has_come):
+                break
+            self._read_notices()
+            self._breathe()
+        if has_come is None:
+            self._read_notices()
+
+    def _can_be_read(self, has_come: bytes) -> bool:
+        if self._socket.is_encrypted or len(has_come) >= _READ_BYTES:
+            return True
+        # The server may read nothing before somebody reads its notices.
+        quiet_for = time.monotonic() - self._looked_first
+        return quiet_for > _QUIET_INTERVAL * (10 if self._socket.is_writable() else 1)
+
+    def _read_notices(self) -> None:
+        super()._consume()
+        self._process_notices(self._pgconn)  # or libpq's buffer would grow
+        self._looked_at = 0
 
     def finish_writing(self, error: str | None = None) -> None:
         """Say that the data is complete; with an error, that it won't be: the server rolls the COPY back."""
@@ -191,18 +242,6 @@ class _Outcome:
 
     def wait(self, until: float) -> object:
         return self._waiter.wait_read(until)
-
-
-def _contains_error(messages: bytes) -> bool:
-    """Whether there is an error among the server's messages: each a letter and the length, then the fields, severity
-    first. libpq may have taken a part of the first one already."""
-    position = 0
-    while position + 6 <= len(messages):
-        length = int.from_bytes(messages[position + 1 : position + 5], "big")
-        if messages[position] == ord("E") and messages[position + 5] == ord("S") and length < 1 << 16:
-            return True
-        position += 1 + length
-    return False
 
 
 def is_ready_for_copy(error: psycopg2.Error) -> bool:
