@@ -362,8 +362,9 @@ def test_round_trips_of_bulk_statements(counted, items):
     assert counter.of(create) <= 3
     keys = list(items.values_list("id", flat=True))
     assert len(keys) == 500
-    assert counter.of(lambda: rename(1)) <= 8  # 3, and more where the server answers before all has gone out
-    assert counter.of(rename_in_a_transaction) <= 8
+    few = 20  # of 500: 3, and more where the server answers before all has gone out
+    assert counter.of(lambda: rename(1)) <= few
+    assert counter.of(rename_in_a_transaction) <= few
     assert set(items.values_list("name", flat=True)) == {f"2 {key}" for key in keys}
     assert counter.of(update) <= 3
     assert set(items.values_list("name", flat=True)) == {"same"}

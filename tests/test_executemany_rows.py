@@ -228,10 +228,10 @@ def test_round_trips(server):
         conn = greenpg.connect(extensions.make_dsn(server.tcp_dsn, port=counter.port))
         conn.autocommit = True
         cur = conn.cursor()
-        assert counter.of(lambda: cur.executemany("SELECT %s", [(n,) for n in range(100)])) < 10
+        assert counter.of(lambda: cur.executemany("SELECT %s", [(n,) for n in range(100)])) < 20
         conn.autocommit = False
         cur.execute("SELECT 1")
-        assert counter.of(lambda: cur.executemany("SELECT %s", [(n,) for n in range(100)], returning=True)) < 10
+        assert counter.of(lambda: cur.executemany("SELECT %s", [(n,) for n in range(100)], returning=True)) < 20
         assert [cur.fetchone() for _ in cur.results()] == [(n,) for n in range(100)]
         conn.close()
 
