@@ -10,6 +10,7 @@ from pgbouncer import PgBouncer, needs_pgbouncer
 import greenpg
 from greenpg import errors
 from greenpg.hubs import hub
+from greenpg.pool import pooler
 
 pytestmark = needs_pgbouncer
 
@@ -291,6 +292,30 @@ def test_nothing_is_reset_behind_it(make_pool, bouncer):
             assert conn.execute("SHOW application_name").fetchone() == ("mine",)
             assert conn.execute("SELECT %s", ("é€",)).fetchone() == ("é€",)
         wait_until(lambda: pool.get_stats()["pool_available"] == 2)
+
+
+def test_a_process_number_that_could_be_a_servers(bouncer):
+    """A pooler makes them up, and one in a thousand or two is so low."""
+    for _ in range(20_000):
+        conn = greenpg.connect(bouncer.dsn)
+        if pooler.can_be_servers(conn.info.backend_pid):
+            break
+        conn.close()
+    assert pooler.mode_seen(conn, lambda: greenpg.connect(bouncer.dsn)) == "transaction"
+    conn.close()
+
+
+def test_transaction_mode_is_found_among_many_servers(server):
+    """Where others are at work, it takes luck to get the same server process as another connection."""
+    with PgBouncer(server, "transaction", default_pool_size=20, server_round_robin=1) as bouncer:
+        conns = [greenpg.connect(bouncer.dsn) for _ in range(20)]
+        for conn in conns:  # a transaction that stays open takes each a server connection
+            conn.cursor().execute("SELECT 1")
+        for conn in conns:
+            conn.rollback()
+        assert pooler.mode_seen(conns[0], lambda: greenpg.connect(bouncer.dsn)) == "transaction"
+        for conn in conns:
+            conn.close()
 
 
 def test_a_server_is_no_pooler(make_pool):

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..pool.pooler import NONE, TRANSACTION, mode_seen
 from .findings import WARNING, Finding
 
 
 def check_pooler(conn: Any, connect: Callable[[], Any], facts: dict[str, Any]) -> Iterator[Finding]:
-    """`conn`: an autocommit connection; `connect()` makes another one. Suspends.
-
-    A pooler has process numbers of its own. If two client connections, both open, are given the same server process, it
-    lends that for a transaction (or a statement) only.
-    """
-    first = _server_process(conn)
-    if conn.info.backend_pid == first:
-        facts["pooler"] = "none"
-        return
-    mode = "session"
-    with contextlib.closing(connect()) as other:
-        for _ in range(3):
-            if _server_process(other) == _server_process(conn):
-                mode = "transaction"
-                break
-    facts["pooler"] = f"yes, lending for each {mode}"
-    if mode == "session":
+    """`conn`: an autocommit connection; `connect()` makes another one. Suspends."""
+    mode = mode_seen(conn, connect)
+    facts["pooler"] = mode if mode == NONE else f"yes, lending for each {mode}"
+    if mode != TRANSACTION:
         return
     yield Finding(
         "pooler_transactions",
@@ -38,9 +25,3 @@ def check_pooler(conn: Any, connect: Callable[[], Any], facts: dict[str, Any]) -
         "Use only what lives within a transaction (SET LOCAL, pg_advisory_xact_lock), connect to the server itself for "
         "LISTEN, or set the pooler's pool_mode to session.",
     )
-
-
-def _server_process(conn: Any) -> int:
-    with conn.cursor() as cur:
-        cur.execute("SELECT pg_backend_pid()")
-        return int(cur.fetchone()[0])

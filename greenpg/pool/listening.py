@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..connection.connect.credentials import Credentials
@@ -34,7 +34,7 @@ class Listening:
         if self._listener is None:
             with core.mutex:
                 pids = [slot.conn.info.backend_pid for slot in core.ledger.slots if slot.conn and not slot.conn.closed]
-            self._check_pooler(pids[0] if pids else None)
+            self._check_pooler(pids)
         with core.mutex:
             if core.is_closed:
                 raise PoolClosed(f"the pool {options.name!r} is already closed")
@@ -44,16 +44,18 @@ class Listening:
         subscription = self._listener.subscribe(*channels, timeout=timeout, max_pending=max_pending)
         if core.pooler is None:
             try:
-                self._check_pooler(self._listener.backend_pid)
+                self._check_pooler([self._listener.backend_pid])
             except BaseException:
                 subscription.close()
                 raise
         return subscription
 
-    def _check_pooler(self, pid: int | None) -> None:
-        """NotSupportedError if a pooler wouldn't let the server's session be kept. `pid`: of one of the connections."""
+    def _check_pooler(self, pids: Iterable[int | None]) -> None:
+        """NotSupportedError if a pooler wouldn't let the server's session be kept. `pids`: of the connections."""
         core, options = self._core, self._core.options
-        if options.direct_conninfo is not None or (options.pooler is None and (pid is None or can_be_servers(pid))):
+        if options.direct_conninfo is not None:
+            return
+        if options.pooler is None and all(pid is None or can_be_servers(pid) for pid in pids):
             return
         mode = find_mode(core, None)
         if not lends_sessions(mode):

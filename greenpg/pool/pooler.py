@@ -7,8 +7,10 @@ statement mode each statement.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+from collections.abc import Callable
 from typing import Any
 
 import psycopg2
@@ -28,7 +30,7 @@ NONE, SESSION, TRANSACTION, STATEMENT = "none", "session", "transaction", "state
 
 #: Linux gives no greater process numbers. A pooler makes them up, of 32 bits.
 _GREATEST_PID = 2**22
-_SAME_SERVER_TRIES, _PAUSE = 6, 0.01
+_TRIES, _PAUSE = 10, 0.02
 
 #: What would be kept by the server's session, which is somebody else's a moment later.
 _KEEPS = re.compile(
@@ -107,7 +109,7 @@ def forbid_transactions(core: PoolCore) -> None:
 
 def find_mode(core: PoolCore, conn: Connection | None) -> str:
     """The pooler's mode, as the options say, or else as it is found; `conn` is one of the pool's, in no transaction.
-    Suspends if there is a pooler, of which nothing is known yet."""
+    Suspends if nothing is known yet."""
     if core.options.pooler is not None:
         return core.options.pooler
     if core.pooler is None:
@@ -121,25 +123,32 @@ def can_be_servers(pid: int) -> bool:
 
 
 def _look_for_pooler(core: PoolCore, conn: Connection | None) -> str:
-    if conn is not None and can_be_servers(conn.info.backend_pid):
-        return NONE
     first = conn if conn is not None else _connect(core)
-    second: Connection | None = None
     try:
-        if first.info.backend_pid == _server_process(first):
-            return NONE
-        second = _connect(core)
-        for _ in range(_SAME_SERVER_TRIES):
-            if _server_process(second) == _server_process(first):
-                logger.info("pool %r is behind a pooler in transaction mode", core.options.name)
-                return TRANSACTION
-            hub().sleep(_PAUSE)  # it may be late in taking back what a transaction has used
-        return SESSION
+        mode = mode_seen(first, lambda: _connect(core))
     finally:
-        if second is not None:
-            second.close()
         if first is not conn:
             first.close()
+    if mode == TRANSACTION:
+        logger.info("pool %r is behind a pooler in transaction mode", core.options.name)
+    return mode
+
+
+def mode_seen(first: Connection, connect: Callable[[], Connection]) -> str:
+    """What is between this connection, in no transaction, and the server; `connect()` makes another one. Suspends.
+
+    A pooler has process numbers of its own. (One in a thousand could be a server's: the server is asked.) One that
+    lends for a transaction, or a statement, gives the next to somebody else, or this one another process.
+    """
+    process = _server_process(first)
+    if first.info.backend_pid == process:
+        return NONE
+    with contextlib.closing(connect()) as second:
+        for _ in range(_TRIES):
+            if _server_process(second) == process or _server_process(first) != process:
+                return TRANSACTION
+            hub().sleep(_PAUSE)  # it may be late in taking back what a transaction has used
+    return SESSION
 
 
 def _connect(core: PoolCore) -> Connection:

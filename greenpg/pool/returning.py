@@ -279,11 +279,14 @@ def _roll_back(core: PoolCore, conn: Connection, status: int) -> None:
 def _reset(core: PoolCore, conn: Connection, needs_reset: bool) -> bool:
     options = core.options
     try:
-        if (needs_reset or not callable(options.reset)) and lends_sessions(find_mode(core, conn)):
+        is_to_be_reset = needs_reset or not callable(options.reset)
+        if is_to_be_reset:
             with DeadlineBlock(conn._gate, _RESET_TIMEOUT):
-                reset_session(conn)
-            if options.configure is not None:
-                options.configure(conn)
+                is_to_be_reset = lends_sessions(find_mode(core, conn))
+                if is_to_be_reset:
+                    reset_session(conn)
+        if is_to_be_reset and options.configure is not None:
+            options.configure(conn)
         if callable(options.reset):
             with DeadlineBlock(conn._gate, _RESET_TIMEOUT):
                 options.reset(conn)
