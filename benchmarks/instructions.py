@@ -32,12 +32,14 @@ FLAG = "--work"
 
 
 def work(name, dsn, operation, tasks, loops):
-    """The program that is counted. A tick of greenpg's alarms comes as rarely as at the machine's own speed: else each
-    wait would last for so long under valgrind that it is looked at for a deadlock."""
+    """The program that is counted. What greenpg does after some time is as rare as at the machine's own speed: else
+    each wait would last for so long under valgrind that a deadlock is looked for, and its connection is tested."""
     if name == "greenpg":
         from greenpg.hubs import gevent
+        from greenpg.pool import options
 
         gevent._Alarms.TICK *= SLOWNESS
+        options._UNCHECKED *= SLOWNESS
     with open_pool(name, dsn, CONNECTIONS) as pool:
         pool.measure(operation, tasks, loops)
 

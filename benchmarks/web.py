@@ -82,7 +82,7 @@ BENCHMARK = Benchmark(
         Bars("speed", "requests_per_second", ENDPOINTS, "The demo under gunicorn, one worker"),
         Latencies("latency", ENDPOINTS, f"The demo under gunicorn, {CONNECTIONS} connections"),
     ],
-    aims=[Aim(path, "requests_per_second", "psycopg_pool", at_least=1.3) for path in ENDPOINTS],
+    aims=[Aim(path, "requests_per_second", "psycopg_pool", at_least=2) for path in ENDPOINTS],
 )
 
 if __name__ == "__main__":

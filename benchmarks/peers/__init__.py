@@ -45,6 +45,13 @@ PEERS = {
     "psycogreen": Peer(
         "psycogreen + semaphore and list (unfair)", "semaphore_pool", ("psycogreen", "psycopg2", "gevent"), "#e0982f"
     ),
+    "greenpg-as-psycogreen": Peer(
+        "the same program, with greenpg's patch_psycopg()",
+        "semaphore_pool",
+        ("greenpg", "psycopg2", "gevent"),
+        "#5aa469",
+        options={"patched_by": "greenpg.compat.psycogreen"},
+    ),
     "psycopg_pool": Peer("psycopg_pool, gevent", "psycopg3_pool", ("psycopg_pool", "psycopg", "gevent"), "#3f78b5"),
     "sqlalchemy": Peer(
         "SQLAlchemy QueuePool, psycogreen",

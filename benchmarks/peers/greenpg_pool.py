@@ -24,6 +24,11 @@ class Pool(GeventPool):
             cur.execute(SELECT)
             return cur.fetchone()
 
+    def borrowed_transaction(self):
+        with self._pool.connection() as conn, conn.cursor() as cur:
+            cur.execute(SELECT)
+            return cur.fetchone()
+
     def five_statements(self):
         with self._pool.cursor() as cur:
             for _ in range(5):

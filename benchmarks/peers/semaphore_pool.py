@@ -4,16 +4,18 @@ In its strongest form: in autocommit nothing is asked of the connection when it 
 releases and asks again overtakes those who wait, which spares it the switch to another task.
 """
 
+import importlib
+
 import psycopg2
 from gevent.lock import BoundedSemaphore
-from psycogreen.gevent import patch_psycopg
 
 from .base import SELECT, GeventPool
 
 
 class Pool(GeventPool):
-    def __init__(self, dsn, size):
-        patch_psycopg()
+    def __init__(self, dsn, size, patched_by="psycogreen"):
+        importlib.import_module(patched_by)
+        importlib.import_module(f"{patched_by}.gevent").patch_psycopg()
         self.size = size
         self._semaphore = BoundedSemaphore(size)
         self._in_transactions = [psycopg2.connect(dsn) for _ in range(size)]
@@ -47,6 +49,8 @@ class Pool(GeventPool):
                     return cur.fetchone()
             finally:
                 idle.append(conn)
+
+    borrowed_transaction = one_transaction
 
     def five_statements(self):
         idle = self._in_transactions
