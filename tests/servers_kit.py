@@ -43,6 +43,18 @@ def admin_of(dsn):
         yield conn
 
 
+@contextmanager
+def ended_afterwards():
+    """Gives a list: of the servers that the block puts into it, those that still run at its end are stopped."""
+    servers = []
+    try:
+        yield servers
+    finally:
+        for server in servers:
+            if server.process.poll() is None:
+                server.stop()
+
+
 def side_by_side(check, cases):
     """Call `check(case)` for all cases at the same time, since most of it is waiting."""
     with ThreadPoolExecutor(len(cases)) as threads:

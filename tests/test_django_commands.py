@@ -11,7 +11,8 @@ import urllib.request
 
 import pytest
 from kit import wait_until
-from test_django_site import TESTS, connections_of, environment_for
+from servers_kit import states
+from test_django_site import TESTS, environment_for
 
 pytest.importorskip("django")
 pytestmark = pytest.mark.only_hub("threads")
@@ -113,7 +114,7 @@ def test_runserver(dsn, admin, tmp_path):
         for _ in range(20):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/in_atomic", timeout=30) as response:
                 assert response.read() == b"in_atomic\n"
-        assert len(connections_of(admin, name)) <= 10
+        assert len(states(admin, name)) <= 10
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(20)
@@ -303,8 +304,8 @@ def test_celery(dsn, admin, tmp_path):
         assert done.returncode == 0, done.stderr + output.read_text()
         outcomes = json.loads(done.stdout)
         assert outcomes["good"] == 20 and outcomes["failed"] == 10 and outcomes["late"] == 5, outcomes
-        wait_until(lambda: set(connections_of(admin, name)) <= {"idle"})
-        assert len(connections_of(admin, name)) <= 5
+        wait_until(lambda: set(states(admin, name)) <= {"idle"})
+        assert len(states(admin, name)) <= 5
     finally:
         worker.send_signal(signal.SIGTERM)
         try:

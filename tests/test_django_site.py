@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from kit import wait_until
+from servers_kit import ended_afterwards, states
 from test_cli import ENVIRONMENT, RunningServer
 
 pytest.importorskip("django")
@@ -92,23 +93,12 @@ def filled(dsn):
 
 @pytest.fixture
 def start(filled, tmp_path):
-    sites = []
-
     def start_site(name, *options, **environment):
-        site = Site(tmp_path, environment_for(filled, name, **environment), *options)
-        sites.append(site)
-        return site
+        sites.append(Site(tmp_path, environment_for(filled, name, **environment), *options))
+        return sites[-1]
 
-    yield start_site
-    for site in sites:
-        if site.process.poll() is None:
-            site.stop()
-
-
-def connections_of(admin, name):
-    with admin.cursor() as cursor:
-        cursor.execute("SELECT state FROM pg_stat_activity WHERE application_name = %s", (name,))
-        return [state for (state,) in cursor.fetchall()]
+    with ended_afterwards() as sites:
+        yield start_site
 
 
 def rows(admin):
@@ -147,7 +137,7 @@ def test_400_requests_of_all_kinds(start, admin):
 
     def watch():
         while not is_over.wait(0.02):
-            sizes.append(len(connections_of(admin, name)))
+            sizes.append(len(states(admin, name)))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -160,7 +150,7 @@ def test_400_requests_of_all_kinds(start, admin):
     unexpected = {path: answers[path] for path in EXPECTED if answers[path].keys() - EXPECTED[path]}
     assert not unexpected, f"{unexpected}\n{site.output.read_text()[-3000:]}"
     assert 0 < max(sizes) <= POOL_SIZE, sizes
-    wait_until(lambda: set(connections_of(admin, name)) == {"idle"})
+    wait_until(lambda: set(states(admin, name)) == {"idle"})
     stats = site.get_json("/pool")
     assert stats["requests_waiting"] == 0
     assert stats["pool_available"] == stats["pool_size"] <= POOL_SIZE
@@ -180,10 +170,10 @@ def test_nothing_runs_on_at_the_server_after_sigterm(start, admin):
     site = start(name)
     with ThreadPoolExecutor(15) as clients:
         slow = [clients.submit(site.status_of, "/in_atomic?seconds=60") for _ in range(15)]
-        wait_until(lambda: connections_of(admin, name).count("active") == POOL_SIZE)
+        wait_until(lambda: states(admin, name).count("active") == POOL_SIZE)
         site.stop()
         assert not any(request.result() == 200 for request in slow)
-    wait_until(lambda: connections_of(admin, name) == [], timeout=25)
+    wait_until(lambda: states(admin, name) == [], timeout=25)
     assert rows(admin) == {"streamed": STREAMED}
 
 
@@ -193,5 +183,5 @@ def test_preloaded_and_patched_too_early(start, admin, tmp_path):
     site = start(name, "--preload", "--workers", "2")
     with ThreadPoolExecutor(40) as clients:
         assert set(clients.map(site.status_of, ["/orm", "/in_atomic"] * 40)) == {200}
-    assert len(connections_of(admin, name)) <= 2 * POOL_SIZE
+    assert len(states(admin, name)) <= 2 * POOL_SIZE
     assert site.stop() == 0

@@ -11,7 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from kit import wait_until
-from servers_kit import admin_of, answer, environment_for, side_by_side, states, stop_under_load, storm
+from servers_kit import (
+    admin_of,
+    answer,
+    ended_afterwards,
+    environment_for,
+    side_by_side,
+    states,
+    stop_under_load,
+    storm,
+)
 from test_cli import ROOT, RunningServer
 
 pytestmark = pytest.mark.only_hub("threads")
@@ -29,18 +38,13 @@ class Gunicorn(RunningServer):
 
 @pytest.fixture
 def start(dsn, tmp_path):
-    servers = []
-
     def start_gunicorn(name, *options, app="app", **environment):
         command = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", *options, app]
-        server = Gunicorn(command, tmp_path / name, env=environment_for(dsn, name, tmp_path, **environment))
-        servers.append(server)
-        return server
+        servers.append(Gunicorn(command, tmp_path / name, env=environment_for(dsn, name, tmp_path, **environment)))
+        return servers[-1]
 
-    yield start_gunicorn
-    for server in servers:
-        if server.process.poll() is None:
-            server.stop()
+    with ended_afterwards() as servers:
+        yield start_gunicorn
 
 
 def has_eventlet():

@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 from kit import wait_until
-from servers_kit import admin_of, answer, dsn_for, environment_for, side_by_side, states, stop_under_load, storm
+from servers_kit import (
+    admin_of,
+    answer,
+    dsn_for,
+    ended_afterwards,
+    environment_for,
+    side_by_side,
+    states,
+    stop_under_load,
+    storm,
+)
 from test_cli import ROOT, RunningServer
 
 from greenpg.integrations import uwsgi
@@ -34,18 +44,14 @@ class UWsgi(Server):
 
 @pytest.fixture
 def start(dsn, tmp_path):
-    servers = []
-
     def start_server(kind, name, *command):
         command = [sys.executable, *command]
-        server = kind(command, tmp_path / name, env=environment_for(dsn, name, tmp_path), cwd=ROOT / "examples")
-        servers.append(server)
-        return server
+        environment = environment_for(dsn, name, tmp_path)
+        servers.append(kind(command, tmp_path / name, env=environment, cwd=ROOT / "examples"))
+        return servers[-1]
 
-    yield start_server
-    for server in servers:
-        if server.process.poll() is None:
-            server.stop()
+    with ended_afterwards() as servers:
+        yield start_server
 
 
 RUN_UWSGI = ["-c", "import pyuwsgi, sys; pyuwsgi.run(sys.argv[1:])", "--http-socket", "127.0.0.1:0", "--master"]
