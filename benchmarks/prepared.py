@@ -42,9 +42,10 @@ def run(cur, query, times):
     return {"per_second": times / clock.seconds, "cpu_us": clock.cpu_seconds / times * 1e6}
 
 
-def by_hand(cur, query):
-    """The query as a prepared statement for a cursor that prepares nothing by itself."""
-    cur.execute(f"DEALLOCATE ALL; PREPARE by_hand (int) AS {query.replace('%s', '$1')}")
+def by_hand(conn, query):
+    """The query as a prepared statement for a connection that prepares nothing by itself."""
+    with conn.cursor() as cur:
+        cur.execute(f"DEALLOCATE ALL; PREPARE by_hand (int) AS {query.replace('%s', '$1')}")
     return "EXECUTE by_hand (%s)"
 
 
@@ -57,12 +58,14 @@ def measure(name, dsn, sizes):
                 cur.execute(statement)
         for what, query in QUERIES.items():
             for scenario, threshold in ((PLAIN, None), (PREPARED, 5)):
+                text = query
                 if hasattr(conn, "prepare_threshold"):
                     conn.prepare_threshold = threshold
-                elif threshold is not None and name != BY_HAND:
-                    continue
+                elif scenario == PREPARED:
+                    if name != BY_HAND:
+                        continue
+                    text = by_hand(conn, query)
                 with conn.cursor() as cur:
-                    text = by_hand(cur, query) if threshold is not None and name == BY_HAND else query
                     run(cur, text, 50)
                     found[scenario.format(what)] = run(cur, text, sizes["times"])
     return found

@@ -14,7 +14,6 @@ from .base import SELECT, GeventPool
 
 class Pool(GeventPool):
     def __init__(self, dsn, size, patched_by="psycogreen"):
-        importlib.import_module(patched_by)
         importlib.import_module(f"{patched_by}.gevent").patch_psycopg()
         self.size = size
         self._semaphore = BoundedSemaphore(size)
